@@ -1,0 +1,89 @@
+"""Spans: a tree over one direction of one connection, in which every byte has its place.
+
+Strategy: the children of a span tile it exactly, and the top-level spans tile the stream exactly:
+no gap, no overlap, whatever the bytes. What cannot be read becomes an ``undecoded`` span that says
+why, never an exception. Children are computed when first asked for, so that a long stream costs
+one cheap scan and nobody pays for values that nobody looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+UNDECODED: Final = "undecoded"
+
+Children = Iterable["Span"] | Callable[[], Iterable["Span"]]
+
+
+class Span:
+    """A run of bytes with a meaning.
+
+    Parameters
+    ----------
+    start, length
+        Offset into the stream of its direction, and length, in bytes.
+    label
+        The field's name in its specification.
+    value
+        The decoded value, if the field has one.
+    key
+        Where ``explanations.yml`` explains the field, as in ``"zmtp.greeting.mechanism"``.
+    children
+        Spans that tile this one, or a function that makes them when they are first asked for.
+    """
+
+    __slots__ = ("_children", "key", "label", "length", "start", "value")
+
+    def __init__(
+        self,
+        start: int,
+        length: int,
+        label: str,
+        value: Any = None,
+        key: str = "",
+        children: Children = (),
+    ) -> None:
+        self.start, self.length, self.label = start, length, label
+        self.value, self.key, self._children = value, key, children
+
+    def __repr__(self) -> str:
+        return f"<Span {self.start}+{self.length} {self.label} {self.value!r:.40}>"
+
+    @property
+    def end(self) -> int:
+        """The offset of the first byte after the span."""
+        return self.start + self.length
+
+    @property
+    def children(self) -> tuple[Span, ...]:
+        """The spans that tile this one; empty for a leaf."""
+        if not isinstance(self._children, tuple):
+            made = self._children() if callable(self._children) else self._children
+            self._children = tuple(made)
+        return self._children
+
+    def walk(self) -> Iterator[Span]:
+        """Yield this span and all below it, parents first."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    def leaves(self) -> Iterator[Span]:
+        """Yield the spans without children, in order: they tile this one."""
+        if not self.children:
+            yield self
+        for child in self.children:
+            yield from child.leaves()
+
+    def at(self, offset: int) -> list[Span]:
+        """Return the path of spans, outermost first, that cover the byte at ``offset``."""
+        path = [self]
+        while path[-1].children:
+            path.append(next(c for c in path[-1].children if c.start <= offset < c.end))
+        return path
+
+
+def undecoded(start: int, end: int, why: str) -> Span:
+    """Return the span of bytes that could not be read; its value says why."""
+    return Span(start, end - start, UNDECODED, why, UNDECODED)
