@@ -65,16 +65,16 @@ class Span:
 
     def walk(self) -> Iterator[Span]:
         """Yield this span and all below it, parents first."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        # A stack of its own: JSON may nest deeper than Python calls may.
+        stack = [self]
+        while stack:
+            span = stack.pop()
+            yield span
+            stack.extend(reversed(span.children))
 
     def leaves(self) -> Iterator[Span]:
         """Yield the spans without children, in order: they tile this one."""
-        if not self.children:
-            yield self
-        for child in self.children:
-            yield from child.leaves()
+        return (span for span in self.walk() if not span.children)
 
     def at(self, offset: int) -> list[Span]:
         """Return the path of spans, outermost first, that cover the byte at ``offset``."""

@@ -1,0 +1,218 @@
+"""The Jupyter message: the same on every hop, however it is wrapped.
+
+Strategy: a message is handed over as the byte strings of its parts; which bytes they are is the
+business of the dissector that found them (ZMTP frames, a WebSocket message). Each part is decoded
+when it is first asked for, with the standard library's JSON, which is what Jupyter uses.
+
+Sources: "The Wire Protocol" and "General Message Format" in the messaging specification,
+https://jupyter-client.readthedocs.io/en/stable/messaging.html
+"""
+
+from __future__ import annotations
+
+import enum
+import hmac
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from underhood.dissect.jsontext import Names, json_spans, read_json
+from underhood.dissect.spans import Span
+
+DELIMITER: Final = b"<IDS|MSG>"
+JSON_PARTS: Final = ("header", "parent_header", "metadata", "content")
+
+# The digest of a signature, told by its length in hexadecimal digits. The connection file names
+# it (``signature_scheme``); it is not on the wire.
+_DIGESTS: Final = {32: "md5", 40: "sha1", 64: "sha256", 96: "sha384", 128: "sha512"}
+
+# The types that the specification describes, so that explanations.yml explains their content.
+_REQUESTS: Final = (
+    "comm_info", "complete", "connect", "create_subshell", "debug", "delete_subshell", "execute",
+    "history", "input", "inspect", "interrupt", "is_complete", "kernel_info", "list_subshell",
+    "shutdown", "usage",
+)  # fmt: skip
+_OTHERS: Final = (
+    "clear_output", "comm_close", "comm_msg", "comm_open", "debug_event", "display_data", "error",
+    "execute_input", "execute_result", "iopub_welcome", "status", "stream", "update_display_data",
+)  # fmt: skip
+MESSAGE_TYPES: Final = frozenset(
+    (*(f"{name}_{kind}" for name in _REQUESTS for kind in ("request", "reply")), *_OTHERS)
+)
+
+
+class Signature(enum.StrEnum):
+    """The verdict on a message's signature."""
+
+    VALID = "valid"
+    INVALID = "invalid"
+    UNSIGNED = "unsigned"
+    """The signature is empty, or the hop has none."""
+    UNCHECKED = "unchecked"
+    """There is a signature, but no key at hand to check it with."""
+
+
+class JupyterMessage:
+    """One Jupyter message, decoded lazily.
+
+    Parameters
+    ----------
+    parts
+        The bytes of header, parent header, metadata and content, in this order.
+    identities
+        The frames before the delimiter, where they route the message.
+    topic
+        The frame before the delimiter, where it is what subscribers filter by (iopub).
+    signature
+        The hexadecimal digits of the signature frame.
+    buffers
+        The binary parts after the content.
+    channel
+        Its channel, where the message itself says so (WebSocket); else empty.
+    signed_hop
+        Whether messages carry signatures on this hop: they do on ZMTP, not on WebSocket.
+    """
+
+    __slots__ = (
+        "_decoded", "_parts", "buffers", "channel", "identities", "signature_hex", "signed_hop",
+        "topic",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        parts: Sequence[bytes],
+        *,
+        identities: tuple[bytes, ...] = (),
+        topic: bytes = b"",
+        signature: bytes = b"",
+        buffers: tuple[bytes, ...] = (),
+        channel: str = "",
+        signed_hop: bool = True,
+    ) -> None:
+        self._parts = parts
+        self._decoded: list[tuple[dict[str, Any], str] | None] = [None] * len(JSON_PARTS)
+        self.identities, self.topic, self.buffers = identities, topic, buffers
+        self.signature_hex = signature.decode("ascii", "replace")
+        self.channel, self.signed_hop = channel, signed_hop
+
+    def __repr__(self) -> str:
+        return f"<JupyterMessage {self.msg_type}>"
+
+    def _part(self, index: int) -> tuple[dict[str, Any], str]:
+        found = self._decoded[index]
+        if found is None:
+            data = self._parts[index]
+            value: Any = {}
+            note = ""
+            if data != b"{}":
+                value, note = read_json(data)
+                if not isinstance(value, dict):
+                    note = note or f"not a JSON object but {type(value).__name__}"
+                    value, note = {}, f"{JSON_PARTS[index]}: {note}"
+            found = self._decoded[index] = (value, note)
+        return found
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """Who sent what, when: ``msg_id``, ``msg_type``, ``session`` …."""
+        return self._part(0)[0]
+
+    @property
+    def parent_header(self) -> dict[str, Any]:
+        """The header of the request that caused this message; empty without one."""
+        return self._part(1)[0]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What belongs to the message but not to its content."""
+        return self._part(2)[0]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The body, whose fields depend on the message type."""
+        return self._part(3)[0]
+
+    @property
+    def note(self) -> str:
+        """Why parts could not be decoded; empty if all could. Such a part reads as ``{}``."""
+        return "; ".join(note for n in range(len(JSON_PARTS)) if (note := self._part(n)[1]))
+
+    @property
+    def msg_type(self) -> str:
+        """The message type; empty if the header has none."""
+        found = self.header.get("msg_type", "")
+        return found if isinstance(found, str) else ""
+
+    @property
+    def detail(self) -> str:
+        """A few words that tell this message from others of its type."""
+        return _detail(self.msg_type, self.content)
+
+    def verdict(self, key: bytes | None) -> Signature:
+        """Check the signature: an HMAC over the four JSON parts, as their bytes were sent.
+
+        Parameters
+        ----------
+        key
+            The key of the connection file; None or empty if it is not at hand.
+        """
+        signature = self.signature_hex
+        if not signature:
+            return Signature.UNSIGNED
+        if not key:
+            return Signature.UNCHECKED
+        digest = _DIGESTS.get(len(signature))
+        if digest and hmac.digest(key, b"".join(self._parts), digest).hex() == signature:
+            return Signature.VALID
+        return Signature.INVALID
+
+
+def _detail(msg_type: str, content: Mapping[str, Any]) -> str:
+    found: Any = ""
+    if msg_type in _DETAILS:
+        found = content.get(_DETAILS[msg_type], "")
+    elif msg_type == "comm_msg":
+        data = content.get("data")
+        found = data.get("method", "") if isinstance(data, dict) else ""
+    elif msg_type.endswith("_reply"):
+        found = content.get("status", "")
+        if found == "ok":
+            found = ""
+        if msg_type == "debug_reply" and not found:
+            found = content.get("command", "")
+        elif msg_type == "shutdown_reply" and not found:
+            found = "restart" if content.get("restart") is True else ""
+    elif msg_type == "shutdown_request":
+        found = "restart" if content.get("restart") is True else ""
+    return found if isinstance(found, str) else ""
+
+
+_DETAILS: Final = {
+    "status": "execution_state",
+    "stream": "name",
+    "error": "ename",
+    "comm_open": "target_name",
+    "debug_request": "command",
+    "debug_event": "event",
+    "is_complete_reply": "status",
+    "input_request": "prompt",
+}
+
+
+HEADER_NAMES: Final = Names("jupyter.header")
+PARENT_NAMES: Final = Names("jupyter.parent_header")
+
+
+def names_of(part: str, msg_type: str) -> Names | None:
+    """Return the keys of the members of a JSON part; None where they are the user's own."""
+    if part == "header":
+        return HEADER_NAMES
+    if part == "parent_header":
+        return PARENT_NAMES
+    if part == "content" and msg_type in MESSAGE_TYPES:
+        return Names(f"jupyter.{msg_type}")
+    return None
+
+
+def part_spans(part: str, data: bytes, base: int, msg_type: str) -> tuple[Span, ...]:
+    """Return the spans of one JSON part, whose first byte is at ``base`` in the stream."""
+    return json_spans(data, base, names_of(part, msg_type))
