@@ -1,0 +1,226 @@
+"""A real Jupyter Server, tapped in front of its port, with its kernels tapped behind it.
+
+Strategy: the server is a child in a neutral home and chooses its port itself; it is ready when it
+has written the file that says which, and answers. Inside a ``record()`` a tap stands in front of
+that port, one for each client that asks for a URL of its own, so that a picture can tell a browser
+from a script. What the server's kernels say is captured in the server's process and joins the
+recording when the server stops.
+
+>>> async with record() as capture, jupyter_server() as server:
+...     await server.request("GET", "/api/kernelspecs")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from underhood.capture import recording
+from underhood.stage.processes import HOST, Child, Home
+
+if TYPE_CHECKING:
+    from underhood.capture.recording import Recording
+
+EXTENSIONS: Final = (
+    "jupyter_lsp",
+    "jupyter_server_terminals",
+    "jupyterlab",
+    "notebook",
+    "notebook_shim",
+)
+"""The server extensions that come with JupyterLab and Notebook, and are switched on by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a server answered.
+
+    Parameters
+    ----------
+    status, reason
+        As in ``201`` and ``"Created"``.
+    headers
+        Their names as the server wrote them.
+    body
+        Decoded from its transfer and content codings.
+    """
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """Return the body, read as JSON; None if there is none."""
+        return json.loads(self.body) if self.body else None
+
+
+class Server:
+    """A Jupyter Server that runs.
+
+    Attributes
+    ----------
+    url : str
+        Where ``client`` reaches it (through the tap, inside a recording); no slash at its end.
+    token : str
+        Its secret, made for this run.
+    notebooks : Path
+        The folder that it serves.
+    process : Child
+        Its process.
+    """
+
+    def __init__(self, process: Child, port: int, token: str, notebooks: Path, client: str) -> None:
+        self.process, self.token, self.notebooks = process, token, notebooks
+        self._port = port
+        self._urls: dict[str, str] = {}
+        self.url = self.url_for(client)
+
+    def __repr__(self) -> str:
+        return f"<Server at {self.url}, {self.process!r}>"
+
+    @property
+    def log(self) -> str:
+        """What the server logged so far."""
+        return self.process.log
+
+    def url_for(self, client: str) -> str:
+        """Return a URL for one more client, which pictures will call by this name."""
+        if client not in self._urls:
+            self._urls[client] = f"http://{HOST}:{tapped(self._port, client, 'server')}"
+        return self._urls[client]
+
+    async def request(
+        self, method: str, path: str, content: object = None, *, headers: Mapping[str, str] = {}
+    ) -> Response:
+        """Send an HTTP request, with the token, and return the answer, whatever its status.
+
+        Parameters
+        ----------
+        method, path
+            As in ``"POST"`` and ``"/api/sessions"``.
+        content
+            Sent as JSON; nothing is sent if None.
+        headers
+            Beside ``Authorization``.
+        """
+        return await request(
+            method,
+            self.url + path,
+            content,
+            headers={"Authorization": f"token {self.token}", **headers},
+        )
+
+
+@contextlib.asynccontextmanager
+async def jupyter_server(
+    *arguments: str,
+    extensions: Sequence[str] = (),
+    client: str = "client",
+    home: Home | None = None,
+) -> AsyncIterator[Server]:
+    """Run a Jupyter Server as long as the block runs.
+
+    Parameters
+    ----------
+    arguments
+        Command-line arguments beside those that make it private and quiet, as in
+        ``"--ZMQChannelsWebsocketConnection.iopub_msg_rate_limit=10"``.
+    extensions
+        The server extensions to switch on (:data:`EXTENSIONS` is what comes with JupyterLab).
+    client
+        What pictures call the client of :attr:`Server.url`.
+    home
+        Where it lives; a home of its own by default.
+
+    Raises
+    ------
+    StartError
+        If it is not ready within a minute; with the end of its log.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        if home is None:
+            home = await stack.enter_async_context(Home())
+        token = secrets.token_hex(16)
+        process = await home.start(
+            [
+                *(home.python, "-m", "jupyter_server"),
+                f"--ip={HOST}",
+                "--port=0",
+                "--no-browser",
+                "--allow-root",
+                f"--ServerApp.root_dir={home.notebooks}",
+                f"--ServerApp.jpserver_extensions={dict.fromkeys(extensions, True)}",
+                '--KernelSpecManager.allowed_kernelspecs={"python3"}',
+                *arguments,
+            ],
+            name="Jupyter Server",
+            environment={"JUPYTER_TOKEN": token, **kernels_environment("server")},
+        )
+        stack.push_async_callback(process.stop)
+        port = 0
+        runtime = Path(home.environment["JUPYTER_RUNTIME_DIR"])
+
+        async def ready() -> bool:
+            nonlocal port
+            # The file may not be there yet, or not be complete yet.
+            with contextlib.suppress(OSError, ValueError):
+                port = json.loads((runtime / f"jpserver-{process.pid}.json").read_text())["port"]
+                return (await request("GET", f"http://{HOST}:{port}/api")).status == HTTPStatus.OK
+            return False
+
+        await process.until(ready)
+        yield Server(process, port, token, home.notebooks, client)
+
+
+def tapped(port: int, client: str, server: str) -> int:
+    """Put a tap in front of a port of ours, if something is recording; return the port to use."""
+    active = recording.active()
+    return port if active is None else active.tap(HOST, port, client=client, server=server)
+
+
+def kernels_environment(client: str) -> dict[str, str]:
+    """Return what makes a child's kernels tapped, with the child as their ``client``."""
+    active: Recording | None = recording.active()
+    return {} if active is None else active.environment(client=client)
+
+
+async def request(
+    method: str, url: str, content: object = None, *, headers: Mapping[str, str] = {}
+) -> Response:
+    """Send one HTTP request on a connection of its own; see :meth:`Server.request`.
+
+    Raises
+    ------
+    OSError
+        If there is no answer.
+    """
+    from tornado.httpclient import AsyncHTTPClient, HTTPError, HTTPRequest
+
+    client = AsyncHTTPClient(force_instance=True)
+    try:
+        answer = await client.fetch(
+            HTTPRequest(
+                url,
+                method,
+                dict(headers),
+                None if content is None else json.dumps(content),
+                allow_nonstandard_methods=True,
+                follow_redirects=False,
+                request_timeout=60,
+            ),
+            raise_error=False,
+        )
+    except HTTPError as error:
+        raise ConnectionError(f"{method} {url}: {error.message}") from error
+    finally:
+        client.close()
+    if answer.code == 599:  # tornado's own number for "no answer"
+        raise ConnectionError(f"{method} {url}: {answer.reason}")
+    return Response(answer.code, answer.reason, dict(answer.headers.get_all()), answer.body or b"")
