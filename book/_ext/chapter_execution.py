@@ -247,9 +247,8 @@ class Executor:
                 self._done += 1
                 verdict = "FAILED after " if failure else ""
                 seconds = time.monotonic() - begin
-                logger.info(
-                    f"[{self._done}/{total}] {chapter.name.removeprefix('book/')} … {verdict}{seconds:.1f} s"
-                )
+                title = chapter.name.removeprefix("book/")
+                logger.info(f"[{self._done}/{total}] {title} … {verdict}{seconds:.1f} s")
                 if failure:
                     self.failures.append(failure)
 
