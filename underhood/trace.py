@@ -277,10 +277,11 @@ class Trace(Sequence[Message]):
         """Keep the messages with these labels (``"execute_request"``, ``"SUBSCRIBE"`` …)."""
         return self._derived((m for m in self if m.label in labels), "types", *labels)
 
-    def answering(self, msg_id: str) -> Trace:
-        """Keep the request with this ``msg_id`` and every message whose parent it is."""
+    def answering(self, *msg_ids: str) -> Trace:
+        """Keep the requests with these ``msg_id`` and each message whose parent one of them is."""
+        wanted = set(msg_ids) - {""}
         return self._derived(
-            (m for m in self if msg_id and msg_id in (m.msg_id, m.parent_id)), "answering", msg_id
+            (m for m in self if m.msg_id in wanted or m.parent_id in wanted), "answering", *msg_ids
         )
 
     def until_idle(self) -> Trace:
