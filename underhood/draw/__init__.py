@@ -1,1 +1,1 @@
-
+"""Pictures drawn from traces: diagrams, bytes explained, timings, tables."""
