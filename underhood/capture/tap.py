@@ -1,0 +1,548 @@
+"""A byte tap: a listener that forwards every byte to a target, and tells what passed, and when.
+
+Strategy
+--------
+One thread with an event loop of its own serves all taps of a process, so a tap works whatever the
+rest of the process does with its own loops. Each connection is a relay of two sides, and each side
+is an :class:`asyncio.BufferedProtocol`: data is read into one buffer that all sides share, copied
+out once, *forwarded first and then recorded*. (asyncio's streams cost two to four times as much.)
+
+A tap changes, delays and reorders nothing: asyncio sets TCP_NODELAY on both sides; a half-close is
+passed on as a half-close, and a reset as a reset; a reader that is slower than its writer slows the
+writer down; what the client says before the target is up is kept until it is.
+
+What passes is told to *sinks*: :mod:`underhood.capture.recording` has the two kinds. A tap without
+a sink forwards and tells nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import itertools
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
+
+from underhood.capture.store import Address, Direction, Link
+
+Endpoint: TypeAlias = Address | str
+"""``(host, port)``, or the path of a Unix-domain socket."""
+
+T = TypeVar("T")
+
+CLOCK_VARIABLE: Final = "UNDERHOOD_CLOCK"
+
+
+def _offset() -> int:
+    try:
+        return int(os.environ[CLOCK_VARIABLE])
+    except (KeyError, ValueError):
+        return time.time_ns() - time.monotonic_ns()
+
+
+CLOCK_OFFSET: Final = _offset()
+"""What :func:`now_ns` adds to the monotonic clock, in nanoseconds."""
+
+
+def now_ns() -> int:
+    """Return the time in nanoseconds since 1970-01-01 UTC, on one clock for a whole recording.
+
+    It is the host's monotonic clock, which all its processes share, plus an offset that a recording
+    hands to its children in ``UNDERHOOD_CLOCK``. So times taken in several processes can be
+    compared, and never run backwards when the clock on the wall is set.
+    """
+    return time.monotonic_ns() + CLOCK_OFFSET
+
+
+class Flow(Protocol):
+    """Takes what passes on one connection; it is called on the taps' thread and must not raise."""
+
+    def data(self, time_ns: int, direction: Direction, data: bytes) -> None:
+        """Take bytes that passed."""
+
+    def end(self, time_ns: int, direction: Direction, kind: Literal["fin", "reset"]) -> None:
+        """Take the end of one direction."""
+
+
+class Sink(Protocol):
+    """Takes the connections of a tap; it is called on the taps' thread and must not raise."""
+
+    def opened(self, link: Link, client: Address, server: Address, time_ns: int) -> Flow:
+        """Take a new connection, and return what takes its bytes."""
+
+
+class TapThread:
+    """The thread, with an event loop of its own, that all taps of this process share.
+
+    It runs while somebody holds it. It is a daemon, so that a program that forgets its taps can
+    end; they serve to the last, though, because `atexit` functions run before daemons stop.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._holders: set[object] = set()
+        self._loop: asyncio.SelectorEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether anybody holds the thread."""
+        return self._loop is not None and not sys.is_finalizing()
+
+    @property
+    def holders(self) -> tuple[object, ...]:
+        """Who holds the thread."""
+        with self._lock:
+            return tuple(self._holders)
+
+    def hold(self, holder: object) -> None:
+        """Start the thread, or keep it running, until ``holder`` releases it."""
+        with self._lock:
+            self._holders.add(holder)
+            if self._loop is None:
+                self._loop = asyncio.SelectorEventLoop()
+                self._loop.set_exception_handler(_quiet)
+                self._thread = threading.Thread(
+                    target=self._loop.run_forever, name="underhood taps", daemon=True
+                )
+                self._thread.start()
+
+    def release(self, holder: object) -> None:
+        """Let the thread end if nobody else holds it."""
+        with self._lock:
+            self._holders.discard(holder)
+            if self._holders or self._loop is None or self._thread is None:
+                return
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(5)
+            if not thread.is_alive():
+                loop.close()
+
+    def run(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
+        """Run a coroutine function on the thread and return its result; wait for it.
+
+        Raises
+        ------
+        RuntimeError
+            If nobody holds the thread.
+        """
+        loop = self._loop
+        if loop is None:
+            raise RuntimeError("the taps' thread does not run: nobody holds it")
+        return asyncio.run_coroutine_threadsafe(function(*arguments), loop).result(30)
+
+    def barrier(self) -> None:
+        """Wait until everything that has been forwarded so far has been told to the sinks too."""
+        with contextlib.suppress(RuntimeError):
+            self.run(functools.partial(asyncio.sleep, 0))
+
+    def forget(self) -> None:
+        """Start anew in a forked child, which has no copy of the thread."""
+        self.__init__()  # type: ignore[misc]
+
+
+def _quiet(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Do not print that a connection broke: taps pass that on to the other side."""
+    if not ("transport" in context and isinstance(context.get("exception"), OSError)):
+        loop.default_exception_handler(context)
+
+
+THREAD: Final = TapThread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=THREAD.forget)
+
+# One buffer for all reads, since all of them happen on one thread and copy the data out at once.
+_BUFFER: Final = memoryview(bytearray(256 * 1024))
+# How much is kept in memory before the sender is slowed down, in bytes.
+_HIGH_WATER: Final = 1024 * 1024
+_RETRY_FIRST_S: Final = 0.01
+_RETRY_LAST_S: Final = 0.1
+_WATCH_S: Final = 0.1
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class _Side(asyncio.BufferedProtocol):
+    """One end of a relay: it reads from its socket and has the other end write."""
+
+    def __init__(self, relay: _Relay, direction: Direction) -> None:
+        self.relay, self.direction = relay, direction
+        self.peer: _Side
+        self.transport: asyncio.Transport | None = None
+        self.ended = False
+        self.congested = False
+        self.early: list[bytes] = []
+
+    # ---- what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self.relay.connected(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        time_ns = now_ns()
+        data = bytes(_BUFFER[:nbytes])
+        self.peer.forward(data)
+        direction = self.direction
+        for _, flow in self.relay.flows:
+            flow.data(time_ns, direction, data)
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        self.relay.tell_end(self.direction, "fin")
+        if self.peer.ended:
+            self.relay.close()
+        else:
+            self.peer.forward_eof()
+            asyncio.get_running_loop().call_later(_WATCH_S, self._watch)
+        return True  # keep the socket open for the other direction
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self.relay.lost(self, broken=exc is not None)
+
+    def pause_writing(self) -> None:
+        self.congested = True
+        self.peer.pause()
+
+    def resume_writing(self) -> None:
+        self.congested = False
+        self.peer.resume()
+
+    # ---- what the other side calls
+
+    def forward(self, data: bytes) -> None:
+        """Write what the peer has read, or keep it until this side is connected."""
+        if self.transport is None:
+            self.early.append(data)
+            if sum(map(len, self.early)) > _HIGH_WATER:
+                self.peer.pause()
+        elif not self.transport.is_closing():
+            self.transport.write(data)
+
+    def forward_eof(self) -> None:
+        """Pass on that the peer will say no more."""
+        if self.transport is not None and not self.transport.is_closing():
+            # The peer of a socket that is already gone gets to know it by a reset.
+            with contextlib.suppress(OSError):
+                self.transport.write_eof()
+
+    def flush_early(self) -> None:
+        """Write what the peer said before this side was connected."""
+        early, self.early = self.early, []
+        for data in early:
+            self.forward(data)
+        if self.peer.ended:
+            self.forward_eof()
+        elif not self.congested:
+            self.peer.resume()
+
+    def pause(self) -> None:
+        if self.transport is not None and not self.ended:
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        # Once ended, a side is not read any more: its reader would report the end again.
+        if self.transport is not None and not self.ended:
+            self.transport.resume_reading()
+
+    # ---- how it ends
+
+    def _watch(self) -> None:
+        """Notice a reset after a half-close: nobody reads this socket any more."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.relay.lost(self, broken=True)
+        else:
+            asyncio.get_running_loop().call_later(_WATCH_S, self._watch)
+
+    def close(self, *, reset: bool) -> None:
+        if self.transport is None:
+            return
+        if reset:
+            sock = self.transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+
+class _Relay:
+    """One connection through a tap: the client's side, the target's side, and who is told."""
+
+    def __init__(self, tap: Tap) -> None:
+        self.tap = tap
+        self.flows: list[tuple[Sink, Flow]] = []
+        self.near, self.far = _Side(self, ">"), _Side(self, "<")
+        self.near.peer, self.far.peer = self.far, self.near
+        self.over = False
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._dialling: asyncio.Task[None] | None = None
+
+    def connected(self, side: _Side) -> None:
+        if side is self.far:
+            if self.over:
+                side.close(reset=True)
+            else:
+                side.flush_early()
+            return
+        time_ns = now_ns()
+        assert side.transport is not None
+        client, server = _addresses(side.transport, self.tap.shown_address)
+        for sink, link in self.tap.links.items():
+            self.flows.append((sink, sink.opened(link, client, server, time_ns)))
+        self.tap.relays.add(self)
+        self._dialling = asyncio.get_running_loop().create_task(self._dial())
+
+    async def _dial(self) -> None:
+        """Connect to the target; it may not be up yet."""
+        give_up = time.monotonic() + self.tap.patience
+        pause = _RETRY_FIRST_S
+        while not await _connect(self.far, self.tap.targets):
+            if time.monotonic() >= give_up:
+                self._dialling = None
+                self.tap.refused()
+                self.lost(self.far, broken=True)
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.1, _RETRY_LAST_S)
+
+    def tell_end(self, direction: Direction, kind: Literal["fin", "reset"]) -> None:
+        time_ns = now_ns()
+        for _, flow in self.flows:
+            flow.end(time_ns, direction, kind)
+
+    def lost(self, side: _Side, *, broken: bool) -> None:
+        """Do what follows from one side's end: a reset is passed on as a reset."""
+        if broken and not self.over:
+            self.tell_end(side.direction, "reset")
+        self.close(reset=broken)
+
+    def close(self, *, reset: bool = False) -> None:
+        self.over = True
+        if self._dialling is not None:
+            self._dialling.cancel()
+            self._dialling = None
+        for side in (self.near, self.far):
+            side.close(reset=reset)
+        if self.near.transport is None and self.far.transport is None and not self.done.done():
+            self.done.set_result(None)
+            self.tap.relays.discard(self)
+
+
+async def _connect(side: _Side, targets: Sequence[Endpoint]) -> bool:
+    """Connect to the first target that answers; return whether one did."""
+    loop = asyncio.get_running_loop()
+    for target in targets:
+        with contextlib.suppress(OSError):
+            if isinstance(target, str):
+                await loop.create_unix_connection(lambda: side, target)
+            else:
+                await loop.create_connection(lambda: side, *target)
+            return True
+    return False
+
+
+# Unix-domain sockets have paths, which tell about the machine and fit no packet. Their connections
+# get made-up addresses instead, which start at another port in each process, so that captures of
+# several processes can be merged.
+_made_up = itertools.count(os.getpid() * 509)
+
+
+def _made_up_address() -> Address:
+    return ("127.0.0.1", 1024 + next(_made_up) % (65536 - 1024))
+
+
+def _addresses(transport: asyncio.Transport, shown: Address) -> tuple[Address, Address]:
+    """Return the addresses of a connection's client and of the tap, as the client sees them."""
+    peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+    if isinstance(peer, tuple) and isinstance(own, tuple):
+        return (peer[0], peer[1]), (own[0], own[1])
+    return _made_up_address(), shown
+
+
+class Tap:
+    """A listener on loopback that forwards to a target and tells sinks what passes.
+
+    Parameters
+    ----------
+    listen
+        Where clients connect: ``(host, port)``, port 0 for any that is free, or the path of a
+        Unix-domain socket.
+    targets
+        Where the target listens; if there are several, the first that answers is taken.
+    links
+        For each sink that is told what passes, the link to tell it.
+    patience
+        How long to try, in seconds, while the target is not up. After that the client's
+        connection is reset.
+
+    Attributes
+    ----------
+    address : Address or str
+        Where it listens, once started.
+    links : dict
+        Sinks and links; new connections are told to those that are in it.
+    """
+
+    def __init__(
+        self,
+        listen: Endpoint,
+        targets: Sequence[Endpoint],
+        links: Mapping[Sink, Link],
+        *,
+        patience: float = 30.0,
+    ) -> None:
+        self.address = listen
+        self.targets = tuple(targets)
+        self.links = dict(links)
+        self.patience = patience
+        self.relays: set[_Relay] = set()
+        self.shown_address: Address = ("", 0)
+        self._server: asyncio.Server | None = None
+        self._stops_when_refused = False
+
+    async def listen(self) -> None:
+        """Start to listen; runs on the taps' thread (use :func:`start`)."""
+        sock = _listener(self.address)
+        loop = asyncio.get_running_loop()
+        if isinstance(self.address, str):
+            self.shown_address = _made_up_address()
+            self._server = await loop.create_unix_server(lambda: _Relay(self).near, sock=sock)
+        else:
+            self.address = self.shown_address = sock.getsockname()[:2]
+            self._server = await loop.create_server(lambda: _Relay(self).near, sock=sock)
+
+    async def close(self, drain: float) -> None:
+        """Stop; runs on the taps' thread (use :func:`stop`)."""
+        self._stop_listening()
+        for relay in tuple(self.relays):
+            if relay.far.transport is None:
+                relay.close()
+        if self.relays:
+            await asyncio.wait([relay.done for relay in self.relays], timeout=drain)
+        for reset in (False, True):  # first politely
+            for relay in tuple(self.relays):
+                relay.close(reset=reset)
+            if self.relays:
+                await asyncio.wait([relay.done for relay in self.relays], timeout=0.2)
+
+    def detach(self, sink: Sink) -> None:
+        """Tell this sink no more; runs on the taps' thread."""
+        self.links.pop(sink, None)
+        for relay in self.relays:
+            relay.flows = [(taker, flow) for taker, flow in relay.flows if taker is not sink]
+
+    def stop_when_refused(self) -> None:
+        """Stop to listen as soon as the target is found to be gone."""
+        self.patience, self._stops_when_refused = 0.0, True
+
+    def refused(self) -> None:
+        """Note that the target did not answer as long as patience lasted."""
+        if self._stops_when_refused:
+            self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            if isinstance(self.address, str):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.address)
+
+
+def _listener(where: Endpoint) -> socket.socket:
+    """Bind and return a socket for a tap; it says clearly why it cannot."""
+    if isinstance(where, str):
+        sock = socket.socket(socket.AF_UNIX)
+        address: Any = where
+    else:
+        family, *_, address = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+        if isinstance(where, str):
+            os.chmod(where, 0o600)  # nobody can connect before `listen`
+        sock.listen(128)
+    except OSError as error:
+        sock.close()
+        shown = where if isinstance(where, str) else f"{where[0]}:{where[1]}"
+        if error.errno == errno.EADDRINUSE:
+            reason = f"another program listens on {shown} already; free it or choose another port"
+        else:
+            reason = f"cannot listen on {shown}: {error.strerror}"
+        raise OSError(error.errno, f"tap not started: {reason}") from error
+    sock.setblocking(False)
+    return sock
+
+
+def start(*taps: Tap) -> None:
+    """Have taps listen, all or none.
+
+    Raises
+    ------
+    OSError
+        If a port is busy.
+    """
+    started: list[Tap] = []
+    try:
+        for tap in taps:
+            THREAD.hold(tap)
+            started.append(tap)
+            THREAD.run(tap.listen)
+    except BaseException:
+        stop(*started)
+        raise
+
+
+def stop(*taps: Tap, drain: float = 1.0) -> None:
+    """Stop taps quietly.
+
+    Parameters
+    ----------
+    taps
+        What to stop; those that were stopped before are left alone.
+    drain
+        How long to wait, in seconds, for connections that are about to end by themselves: a target
+        that just ended may have said last words that are still to be forwarded.
+    """
+
+    async def close_all() -> None:
+        await asyncio.gather(*(tap.close(drain) for tap in taps))
+
+    if THREAD.running:
+        THREAD.run(close_all)
+        for tap in taps:
+            THREAD.release(tap)
+
+
+def detach(sink: Sink) -> None:
+    """Have no tap of this process tell the sink any more.
+
+    Everything that a client has received before this is called, the sink has been told.
+    """
+
+    async def detach_all() -> None:
+        for holder in THREAD.holders:
+            if isinstance(holder, Tap):
+                holder.detach(sink)
+
+    if THREAD.running:
+        THREAD.run(detach_all)
