@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal, Protocol, TypeAlias
 
 from underhood.capture.store import CLIENT_TO_SERVER, DIRECTIONS, Direction
-from underhood.dissect import zmtp
+from underhood.dissect import http, zmtp
 from underhood.dissect.jupyter import JupyterMessage
 from underhood.dissect.spans import Span, undecoded
 
@@ -143,6 +143,8 @@ def dissect(streams: Mapping[Direction, bytes]) -> Dissection:
     """
     if any(zmtp.is_greeting(streams.get(d, b"")) for d in DIRECTIONS):
         return Dissection(streams, "zmtp", zmtp.connection(streams))
+    if http.is_http(streams.get(">", b""), streams.get("<", b"")):
+        return Dissection(streams, "http", http.connection(streams))
     return Dissection(
         streams, "unknown", {d: Unknown(len(streams.get(d, b""))) for d in DIRECTIONS}
     )

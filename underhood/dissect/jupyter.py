@@ -94,6 +94,16 @@ class JupyterMessage:
         self.signature_hex = signature.decode("ascii", "replace")
         self.channel, self.signed_hop = channel, signed_hop
 
+    @classmethod
+    def of_values(
+        cls, values: Sequence[Any], *, buffers: tuple[bytes, ...], channel: str
+    ) -> JupyterMessage:
+        """Make a message from parts that came decoded, as members of one JSON object."""
+        message = cls((b"",) * len(JSON_PARTS), buffers=buffers, channel=channel, signed_hop=False)
+        for n, value in enumerate(values):
+            message._decoded[n] = _as_object(n, {} if value is None else value, "")
+        return message
+
     def __repr__(self) -> str:
         return f"<JupyterMessage {self.msg_type}>"
 
@@ -101,14 +111,9 @@ class JupyterMessage:
         found = self._decoded[index]
         if found is None:
             data = self._parts[index]
-            value: Any = {}
-            note = ""
-            if data != b"{}":
-                value, note = read_json(data)
-                if not isinstance(value, dict):
-                    note = note or f"not a JSON object but {type(value).__name__}"
-                    value, note = {}, f"{JSON_PARTS[index]}: {note}"
-            found = self._decoded[index] = (value, note)
+            # Most parent headers and metadata are this.
+            value, note = ({}, "") if data == b"{}" else read_json(data)
+            found = self._decoded[index] = _as_object(index, value, note)
         return found
 
     @property
@@ -164,6 +169,14 @@ class JupyterMessage:
         if digest and hmac.digest(key, b"".join(self._parts), digest).hex() == signature:
             return Signature.VALID
         return Signature.INVALID
+
+
+def _as_object(index: int, value: Any, note: str) -> tuple[dict[str, Any], str]:
+    """Take a part's value if it is a JSON object; else say what it is."""
+    if isinstance(value, dict):
+        return value, ""
+    note = note or f"not a JSON object but {type(value).__name__}"
+    return {}, f"{JSON_PARTS[index]}: {note}"
 
 
 def _detail(msg_type: str, content: Mapping[str, Any]) -> str:

@@ -8,7 +8,9 @@ one cheap scan and nobody pays for values that nobody looks at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 UNDECODED: Final = "undecoded"
@@ -87,3 +89,66 @@ class Span:
 def undecoded(start: int, end: int, why: str) -> Span:
     """Return the span of bytes that could not be read; its value says why."""
     return Span(start, end - start, UNDECODED, why, UNDECODED)
+
+
+def laid_over(
+    spans: Sequence[Span], segments: Iterable[tuple[int, int]]
+) -> Iterator[tuple[Span, ...]]:
+    """Lay spans over the pieces in which their bytes travelled.
+
+    A body in chunks or a message in fragments is one text in several places of the stream. Where
+    a span crosses from one piece into the next it is cut, and both parts keep its value.
+
+    Parameters
+    ----------
+    spans
+        Spans that tile the joined text from offset 0.
+    segments
+        Where each piece lies in the stream: the offset of its first byte, and its length.
+
+    Yields
+    ------
+    tuple of Span
+        For each piece, the spans that tile it.
+    """
+    start = 0
+    for place, length in segments:
+        yield _window(spans, start, start + length, place - start)
+        start += length
+
+
+def _window(spans: Sequence[Span], start: int, end: int, shift: int) -> tuple[Span, ...]:
+    """Return what ``spans`` have between two offsets, moved by ``shift``."""
+    found = []
+    for span in spans[bisect_right(spans, start, key=lambda s: s.end) :]:
+        if span.start >= end:
+            break
+        left, right = max(span.start, start), min(span.end, end)
+        found.append(
+            Span(
+                left + shift, right - left, span.label, span.value, span.key,
+                partial(_children_in, span, left, right, shift),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _children_in(span: Span, start: int, end: int, shift: int) -> tuple[Span, ...]:
+    return _window(span.children, start, end, shift)
+
+
+# ---- values for people to read
+
+
+def text(data: bytes) -> str:
+    """Decode bytes that are most probably UTF-8."""
+    return data.decode("utf-8", "replace")
+
+
+def preview(data: bytes, most: int = 24) -> str:
+    """Return the start of a printable text, at most so many characters; empty for other bytes."""
+    # A character has at most four bytes, and the cut may leave the last one incomplete.
+    found = text(data[: 4 * most + 4])[: most + 1]
+    if not found.isprintable() or "\ufffd" in found:
+        return ""
+    return found if len(found) <= most else found[: most - 1] + "…"

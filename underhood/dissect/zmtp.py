@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from underhood.capture.store import DIRECTIONS, Direction
 from underhood.dissect.jupyter import DELIMITER, JSON_PARTS, JupyterMessage, part_spans
-from underhood.dissect.spans import Span, undecoded
+from underhood.dissect.spans import Span, preview, text, undecoded
 
 GREETING: Final = 64
 MORE, LONG, COMMAND = 1, 2, 4
@@ -33,22 +33,6 @@ _SEALED: Final = b"\x07MESSAGE"
 def is_greeting(data: bytes) -> bool:
     """Tell whether a stream starts like a ZMTP greeting (RFC 37, "greeting")."""
     return data[:1] == b"\xff" and data[9:10] in (b"", b"\x7f")
-
-
-def text(data: bytes) -> str:
-    """Decode bytes that are most probably text, for people to read."""
-    return data.decode("utf-8", "replace")
-
-
-def _preview(data: bytes, most: int = 24) -> str:
-    """Return a short printable text as it is; empty for anything else."""
-    try:
-        found = data[: most + 1].decode()
-    except UnicodeDecodeError:
-        return ""
-    if not found.isprintable():
-        return ""
-    return found if len(found) <= most else found[: most - 1] + "…"
 
 
 # ---- the scan
@@ -417,7 +401,7 @@ class Traffic:
         if self._stop != self._first + 2:
             return ""
         empty, last = self.parts
-        return "" if empty or not last.isalnum() else _preview(last, 16)
+        return "" if empty or not last.isalnum() else preview(last, 16)
 
     @property
     def detail(self) -> str:
@@ -430,10 +414,10 @@ class Traffic:
             return message.detail
         if self._subscription:
             return self._topic(self.parts[0][1:])
-        return "" if self._beat else _preview(self.parts[-1])
+        return "" if self._beat else preview(self.parts[-1])
 
     def _topic(self, topic: bytes) -> str:
-        return (_preview(topic, 60) or topic[:24].hex(" ")) if topic else "everything"
+        return (preview(topic, 60) or topic[:24].hex(" ")) if topic else "everything"
 
     def _command_detail(self) -> str:
         name, mechanism = self.command, self._side.mechanism
@@ -442,9 +426,9 @@ class Traffic:
         if name in ("SUBSCRIBE", "CANCEL"):
             return self._topic(self.command_data)
         if name == "ERROR":
-            return _preview(self.command_data[1:], 60)
+            return preview(self.command_data[1:], 60)
         if name in ("PING", "PONG"):
-            return _preview(self.command_data[2 if name == "PING" else 0 :])
+            return preview(self.command_data[2 if name == "PING" else 0 :])
         return ""
 
     # -- its bytes
