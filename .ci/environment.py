@@ -150,7 +150,16 @@ def pip_install(*what: str | Path) -> bool:
     """Install into ``.venv``; tell whether it worked."""
     options = ("--quiet", "--disable-pip-version-check", "--no-input")
     # The build of our own package warns of what setuptools thinks of editable installs.
-    return run(PYTHON, "-m", "pip", "install", *options, *what, show=True, PYTHONWARNINGS="ignore")
+    return run(
+        PYTHON,
+        "-m",
+        "pip",
+        "install",
+        *options,
+        *what,
+        show=True,
+        variables={"PYTHONWARNINGS": "ignore"},
+    )
 
 
 def set_up_python() -> None:
