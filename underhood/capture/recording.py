@@ -124,6 +124,10 @@ class Recording:
     # ---- a context manager
 
     def __enter__(self) -> Recording:
+        return self.start()
+
+    def start(self) -> Recording:
+        """Begin, as ``with`` does; for a recording that spans several cells of a notebook."""
         if self._entered:
             raise RuntimeError(f"recording {self.name!r} was used before; call record() anew")
         self._entered = True
@@ -141,11 +145,15 @@ class Recording:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End, as the end of ``with`` does."""
         self._deselect()
         self._finish()
 
     async def __aenter__(self) -> Recording:
-        return self.__enter__()
+        return self.start()
 
     async def __aexit__(
         self,

@@ -166,7 +166,7 @@ _BUFFER: Final = memoryview(bytearray(256 * 1024))
 # How much is kept in memory before the sender is slowed down, in bytes.
 _HIGH_WATER: Final = 1024 * 1024
 _RETRY_FIRST_S: Final = 0.01
-_RETRY_LAST_S: Final = 0.1
+_RETRY_LAST_S: Final = 0.02
 _WATCH_S: Final = 0.1
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
