@@ -10,20 +10,31 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, overload
 
-from underhood.capture.store import CLIENT_TO_SERVER, DIRECTIONS, Capture, Connection, Direction, Link
+from underhood.capture.store import (
+    CLIENT_TO_SERVER,
+    DIRECTIONS,
+    Capture,
+    Connection,
+    Direction,
+    Link,
+)
 from underhood.dissect import Dissection, Unit, dissect
 from underhood.dissect.jupyter import JupyterMessage, Signature
 from underhood.dissect.spans import Span
 
 if TYPE_CHECKING:
+    from underhood.check import Finding
     from underhood.draw.page import Picture
 
 Query = tuple[tuple[str, tuple[Any, ...]], ...]
+
+CLIENT = "client"
+"""What a link calls the program that talks to a kernel directly."""
 
 
 class Message:
@@ -121,6 +132,12 @@ class Message:
         return str(message.parent_header.get("msg_id", "")) if message else ""
 
     @property
+    def parent_type(self) -> str:
+        """The message type in the parent header; empty if there is none."""
+        message = self._unit.jupyter
+        return str(message.parent_header.get("msg_type", "")) if message else ""
+
+    @property
     def signature(self) -> Signature | None:
         """The verdict on its signature; None where the protocol has none."""
         message = self._unit.jupyter
@@ -159,49 +176,71 @@ class Trace(Sequence[Message]):
     """An ordered, immutable sequence of messages.
 
     Filters give new traces; ``trace[2:5]`` too, and ``trace[0]`` is a message.
+
+    Attributes
+    ----------
+    capture : Capture
+        Where the messages come from.
+    query : tuple
+        The filters that made it from the trace of the whole capture; see :meth:`select`.
+    dissections : mapping of int to Dissection
+        What the bytes of each connection mean, by its id: also what is in no message.
     """
 
-    __slots__ = ("_messages", "capture", "query")
+    __slots__ = ("_messages", "_whole", "capture", "dissections", "query")
 
     def __init__(
-        self, messages: Iterable[Message], capture: Capture | None = None, query: Query = ()
+        self,
+        messages: Iterable[Message],
+        capture: Capture | None = None,
+        query: Query = (),
+        *,
+        dissections: Mapping[int, Dissection] | None = None,
+        whole: Trace | None = None,
     ) -> None:
         self._messages = tuple(messages)
         self.capture = capture if capture is not None else Capture()
         self.query = query
+        self.dissections = dissections if dissections is not None else {}
+        self._whole = whole
 
     @classmethod
     def of(cls, capture: Capture) -> Trace:
         """Dissect every connection of ``capture`` and order the messages by time."""
-        names = _Names(capture)
-        found: list[tuple[int, int, int, str, str, Connection, Direction, Unit, Dissection]] = []
-        order = 0
+        dissections = {
+            connection.id: dissect({d: connection.stream(d) for d in DIRECTIONS})
+            for connection in capture.connections
+        }
+        names = _Names(capture, dissections)
+        found: list[tuple[int, int, int, Connection, Unit]] = []
         for connection in capture.connections:
-            dissection = dissect({d: connection.stream(d) for d in DIRECTIONS})
-            client, server = names.of(connection, dissection)
             for direction in DIRECTIONS:
                 chunks = [c for c in connection.chunks if c.direction == direction]
                 ends = list(accumulate(len(c.data) for c in chunks))
-                parties = (client, server) if direction == CLIENT_TO_SERVER else (server, client)
-                for unit in dissection.units(direction):
+                for unit in dissections[connection.id].units(direction):
                     # A message has arrived when its last byte has.
                     time_ns = chunks[bisect_left(ends, unit.end)].time_ns
-                    order += 1
-                    found.append(
-                        (time_ns, connection.id, order, *parties, connection, direction, unit, dissection)
-                    )
+                    found.append((time_ns, connection.id, len(found), connection, unit))
         found.sort(key=lambda item: item[:3])
-        return cls(
-            (
+        messages = []
+        for number, (time_ns, _, _, connection, unit) in enumerate(found):
+            client, server = names.of(connection)
+            forth = unit.direction == CLIENT_TO_SERVER
+            messages.append(
                 Message(
-                    number, time_ns, sender, receiver, connection.link, connection.id, direction,
-                    unit, dissection, capture.keys.get(connection.link.kernel_id),
+                    number,
+                    time_ns,
+                    client if forth else server,
+                    server if forth else client,
+                    connection.link,
+                    connection.id,
+                    unit.direction,
+                    unit,
+                    dissections[connection.id],
+                    capture.keys.get(connection.link.kernel_id),
                 )
-                for number, (time_ns, _, _, sender, receiver, connection, direction, unit, dissection)
-                in enumerate(found)
-            ),
-            capture,
-        )  # fmt: skip
+            )
+        return cls(messages, capture, dissections=dissections)
 
     # ---- a sequence
 
@@ -225,6 +264,11 @@ class Trace(Sequence[Message]):
         return f"<Trace of {len(self)} messages between {', '.join(self.parties) or 'nobody'}>"
 
     @property
+    def whole(self) -> Trace:
+        """The trace of the whole capture, which the filters started from."""
+        return self if self._whole is None else self._whole
+
+    @property
     def parties(self) -> tuple[str, ...]:
         """Everyone who sends or receives, clients before the servers that they connect to."""
         seen = dict.fromkeys(m.link for m in self._messages)
@@ -246,7 +290,13 @@ class Trace(Sequence[Message]):
     # ---- filters
 
     def _derived(self, messages: Iterable[Message], name: str, *arguments: Any) -> Trace:
-        return Trace(messages, self.capture, (*self.query, (name, arguments)))
+        return Trace(
+            messages,
+            self.capture,
+            (*self.query, (name, arguments)),
+            dissections=self.dissections,
+            whole=self.whole,
+        )
 
     def filter(self, keep: Callable[[Message], bool]) -> Trace:
         """Keep the messages for which ``keep(message)`` is true."""
@@ -280,8 +330,21 @@ class Trace(Sequence[Message]):
     def answering(self, *msg_ids: str) -> Trace:
         """Keep the requests with these ``msg_id`` and each message whose parent one of them is."""
         wanted = set(msg_ids) - {""}
+        # A kernel manager and its client may give the same msg_id to messages of different types:
+        # they share a session, and both count from 0. The first one is meant.
+        types = {m.msg_id: m.label for m in reversed(self) if m.msg_id in wanted}
         return self._derived(
-            (m for m in self if m.msg_id in wanted or m.parent_id in wanted), "answering", *msg_ids
+            (
+                m
+                for m in self
+                if (m.msg_id in wanted and m.label == types[m.msg_id])
+                or (
+                    m.parent_id in wanted
+                    and m.parent_type in ("", types.get(m.parent_id, m.parent_type))
+                )
+            ),
+            "answering",
+            *msg_ids,
         )
 
     def until_idle(self) -> Trace:
@@ -325,16 +388,29 @@ class Trace(Sequence[Message]):
     def hops(self, msg_id: str) -> tuple[Hop, ...]:
         """Find one message on every link that it travelled, in order of time.
 
+        A kernel publishes on every connection to its iopub; of several from one party to
+        another, the first counts.
+
         Raises
         ------
         KeyError
             If no message has this ``msg_id``.
         """
-        found = [m for m in self if msg_id and m.msg_id == msg_id]
-        if not found:
+        first: dict[tuple[Link, str, str], Message] = {}
+        for m in self.answering(msg_id):
+            if m.msg_id == msg_id:
+                first.setdefault((m.link, m.sender, m.receiver), m)
+        if not first:
             raise KeyError(f"no message in this trace has the msg_id {msg_id!r}")
+        found = list(first.values())
         starts = [found[0].time_ns, *(m.time_ns for m in found)]
         return tuple(Hop(m, m.time_ns - before) for m, before in zip(found, starts, strict=False))
+
+    def check(self) -> tuple[Finding, ...]:
+        """Name what is wrong with the conversation; see :mod:`underhood.check`."""
+        from underhood.check import check
+
+        return check(self)
 
     # ---- pictures
 
@@ -365,31 +441,46 @@ class _Names:
     """Who is who, where one name would stand for several parties.
 
     Two kernels become "kernel" and "kernel 2". Two clients of one kernel become "client" and
-    "client 2": they are told apart by the identity that each announces in its ZMTP handshake.
+    "client 2": they are told apart by the identity that each announces in its ZMTP handshakes.
+    Of a client's five sockets only three announce it; another one belongs to the client whose
+    identity was announced nearest in time, since a client opens its sockets together.
     """
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture, dissections: Mapping[int, Dissection]) -> None:
         self._kernels: dict[tuple[str, str], str] = {}
-        self._clients: dict[tuple[str, str, bytes], str] = {}
+        self._clients: dict[int, str] = {}
         taken: dict[str, int] = {}
-        for link in dict.fromkeys(c.link for c in capture.connections):
-            key = (link.server, link.kernel_id)
-            if key not in self._kernels:
-                taken[link.server] = taken.get(link.server, 0) + 1
-                n = taken[link.server]
-                self._kernels[key] = link.server if n == 1 else f"{link.server} {n}"
+        # The identities met on each kernel, in order, and who announced one when.
+        met: dict[tuple[str, str], dict[bytes, str]] = {}
+        announced: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        for connection in capture.connections:
+            link = connection.link
+            kernel = (link.server, link.kernel_id)
+            if kernel not in self._kernels:
+                taken[link.server] = n = taken.get(link.server, 0) + 1
+                self._kernels[kernel] = _numbered(link.server, n)
+            # Only a program that talks to a kernel directly is told apart: a server opens
+            # connections under several identities and is still one server.
+            identity = dissections[connection.id].identity
+            if link.client == CLIENT and identity:
+                known = met.setdefault(kernel, {})
+                name = known.setdefault(identity, _numbered(CLIENT, len(known) + 1))
+                self._clients[connection.id] = name
+                announced.setdefault(kernel, []).append((connection.opened, name))
+        for connection in capture.connections:
+            link = connection.link
+            if link.client == CLIENT and connection.id not in self._clients:
+                near = announced.get((link.server, link.kernel_id), ())
+                self._clients[connection.id] = min(
+                    near, key=lambda at: abs(at[0] - connection.opened), default=(0, CLIENT)
+                )[1]
 
-    def of(self, connection: Connection, dissection: Dissection) -> tuple[str, str]:
+    def of(self, connection: Connection) -> tuple[str, str]:
         """Return the names of the connection's client and server."""
         link = connection.link
-        server = self._kernels[link.server, link.kernel_id]
-        identity = dissection.identity
-        # Only a program that talks to a kernel directly is told apart: a server opens
-        # connections under several identities and is still one server.
-        if link.client != "client" or not identity:
-            return link.client, server
-        key = (link.client, link.kernel_id, identity)
-        if key not in self._clients:
-            n = 1 + sum(k[:2] == key[:2] for k in self._clients)
-            self._clients[key] = link.client if n == 1 else f"{link.client} {n}"
-        return self._clients[key], server
+        client = self._clients.get(connection.id, link.client)
+        return client, self._kernels[link.server, link.kernel_id]
+
+
+def _numbered(name: str, n: int) -> str:
+    return name if n == 1 else f"{name} {n}"
