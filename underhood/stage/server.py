@@ -12,6 +12,7 @@ recording when the server stops.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import secrets
@@ -19,13 +20,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from underhood.capture import recording
+from underhood.capture.recording import active, environment
+from underhood.capture.store import Link
+from underhood.capture.tap import Tap, start, stop
 from underhood.stage.processes import HOST, Child, Home
-
-if TYPE_CHECKING:
-    from underhood.capture.recording import Recording
 
 EXTENSIONS: Final = (
     "jupyter_lsp",
@@ -35,6 +35,12 @@ EXTENSIONS: Final = (
     "notebook_shim",
 )
 """The server extensions that come with JupyterLab and Notebook, and are switched on by default."""
+
+FRONT_END_ARGUMENTS: Final = (
+    "--LabApp.expose_app_in_browser=True",
+    "--JupyterNotebookApp.expose_app_in_browser=True",
+)
+"""Give the front ends' pages a name for their own objects, which the stage asks for the truth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +82,11 @@ class Server:
         Its process.
     """
 
-    def __init__(self, process: Child, port: int, token: str, notebooks: Path, client: str) -> None:
+    def __init__(
+        self, process: Child, port: int, token: str, notebooks: Path, client: str, taps: Taps
+    ) -> None:
         self.process, self.token, self.notebooks = process, token, notebooks
-        self._port = port
+        self._port, self._taps = port, taps
         self._urls: dict[str, str] = {}
         self.url = self.url_for(client)
 
@@ -93,7 +101,8 @@ class Server:
     def url_for(self, client: str) -> str:
         """Return a URL for one more client, which pictures will call by this name."""
         if client not in self._urls:
-            self._urls[client] = f"http://{HOST}:{tapped(self._port, client, 'server')}"
+            port = self._taps.before(self._port, client, "server")
+            self._urls[client] = f"http://{HOST}:{port}"
         return self._urls[client]
 
     async def request(
@@ -147,7 +156,12 @@ async def jupyter_server(
     async with contextlib.AsyncExitStack() as stack:
         if home is None:
             home = await stack.enter_async_context(Home())
+        taps = Taps()
+        stack.push_async_callback(taps.close)
         token = secrets.token_hex(16)
+        if "jupyterlab" in extensions:
+            settle(Path(home.environment["JUPYTERLAB_SETTINGS_DIR"]))
+            arguments = (*FRONT_END_ARGUMENTS, *arguments)
         process = await home.start(
             [
                 *(home.python, "-m", "jupyter_server"),
@@ -161,7 +175,7 @@ async def jupyter_server(
                 *arguments,
             ],
             name="Jupyter Server",
-            environment={"JUPYTER_TOKEN": token, **kernels_environment("server")},
+            environment={"JUPYTER_TOKEN": token, **environment(client="server")},
         )
         stack.push_async_callback(process.stop)
         port = 0
@@ -176,19 +190,46 @@ async def jupyter_server(
             return False
 
         await process.until(ready)
-        yield Server(process, port, token, home.notebooks, client)
+        yield Server(process, port, token, home.notebooks, client, taps)
 
 
-def tapped(port: int, client: str, server: str) -> int:
-    """Put a tap in front of a port of ours, if something is recording; return the port to use."""
-    active = recording.active()
-    return port if active is None else active.tap(HOST, port, client=client, server=server)
+def settle(settings: Path) -> None:
+    """Answer beforehand what JupyterLab would ask a new user, or ask the internet."""
+    file = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        json.dumps({"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True})
+    )
 
 
-def kernels_environment(client: str) -> dict[str, str]:
-    """Return what makes a child's kernels tapped, with the child as their ``client``."""
-    active: Recording | None = recording.active()
-    return {} if active is None else active.environment(client=client)
+class Taps:
+    """The taps in front of an actor's ports: as many as there are clients to tell apart."""
+
+    def __init__(self) -> None:
+        self._taps: list[Tap] = []
+
+    def before(self, port: int, client: str, server: str) -> int:
+        """Put a tap in front of ``port``, if something is recording; return the port to use.
+
+        Parameters
+        ----------
+        port
+            Where ``server`` listens, or will.
+        client, server
+            The parties' names, as a diagram's lifelines will show them.
+        """
+        recordings = active()
+        if not recordings:
+            return port
+        link = Link(client, server, "http")
+        new = Tap((HOST, 0), [(HOST, port)], dict.fromkeys(recordings, link))
+        start(new)
+        self._taps.append(new)
+        return int(new.address[1])
+
+    async def close(self) -> None:
+        """Stop them, after their actors have ended."""
+        await asyncio.to_thread(stop, *self._taps)
 
 
 async def request(

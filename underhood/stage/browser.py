@@ -1,0 +1,258 @@
+"""Chromium in a neutral home, and what it saw of its own traffic.
+
+Strategy: Playwright drives a headless Chromium, which gets the home's environment, so that it
+knows nothing of this machine and is found and ended with the home whatever happens. What the
+browser itself saw comes from the source of DevTools' network tab (the ``Network`` domain of the
+Chrome DevTools Protocol), whose times are the system's monotonic clock: they are moved onto the
+clock of the taps, so that both accounts of one request can be laid side by side.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from underhood.capture.store import Direction
+from underhood.capture.tap import CLOCK_OFFSET
+from underhood.stage.processes import Home
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, Page
+
+_NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+_FLAGS: Final = (
+    # Nothing of its own on the network, nothing to ask the user …
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-quic",
+    "--disable-sync",
+    "--no-first-run",
+    # … and no shared memory, of which containers have little.
+    "--disable-dev-shm-usage",
+)
+
+
+class MissingActor(RuntimeError):
+    """A program that the stage needs is not installed; the message says how to get it."""
+
+
+@contextlib.asynccontextmanager
+async def chromium(home: Home) -> AsyncIterator[Browser]:
+    """Run a headless Chromium in ``home``: the system's, or else Playwright's own.
+
+    Raises
+    ------
+    MissingActor
+        If there is none, or none that starts.
+    """
+    try:
+        from playwright.async_api import Error, async_playwright
+    except ImportError as error:
+        raise MissingActor("Playwright is not installed: pip install playwright") from error
+
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            playwright = await stack.enter_async_context(async_playwright())
+        except Error as error:
+            raise MissingActor(f"Playwright does not start: {error.message}") from error
+        candidates = [path for name in _NAMES if (path := shutil.which(name))]
+        own = playwright.chromium.executable_path
+        if Path(own).exists():
+            candidates.append(own)
+        why = "there is no chromium on the path"
+        for candidate in candidates:
+            try:
+                browser = await playwright.chromium.launch(
+                    executable_path=candidate,
+                    args=_FLAGS,
+                    env=dict(home.environment),
+                    # A notebook that is interrupted leaves this block and closes it.
+                    handle_sigint=False,
+                    handle_sigterm=False,
+                    handle_sighup=False,
+                )
+            except Error as error:  # Ubuntu's chromium-browser is a stub that only says so
+                why = error.message
+                continue
+            try:
+                yield browser
+            finally:
+                with contextlib.suppress(Error):  # somebody killed it
+                    await browser.close()
+            return
+        raise MissingActor(f"Chromium is missing (playwright install chromium): {why}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as the browser's network tab shows it.
+
+    Parameters
+    ----------
+    method, path
+        The path with its query, and without scheme, host and port.
+    kind
+        What asked for it: ``"Document"``, ``"Script"``, ``"Fetch"``, ``"WebSocket"`` ….
+    started_ns, answered_ns, ended_ns
+        When the browser sent it, when it had the answer's headers, and when all of it, in
+        nanoseconds on the taps' clock; 0 for what did not happen.
+    status
+        The status code; 0 if there was no answer.
+    size
+        Bytes of the answer as they came over the wire; 0 from the cache.
+    from_cache
+        Whether the browser had it already, so that no server saw the request.
+    """
+
+    method: str
+    path: str
+    kind: str
+    started_ns: int
+    answered_ns: int = 0
+    ended_ns: int = 0
+    status: int = 0
+    size: int = 0
+    from_cache: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A WebSocket frame as the browser's network tab shows it.
+
+    Parameters
+    ----------
+    time_ns
+        When the browser sent or received it, in nanoseconds on the taps' clock.
+    path
+        The path, with its query, of the WebSocket's URL.
+    direction
+        ``">"`` if the browser sent it, ``"<"`` if it received it.
+    opcode
+        1 for text, 2 for binary (RFC 6455, section 5.2).
+    payload
+        Unmasked and decompressed.
+    """
+
+    time_ns: int
+    path: str
+    direction: Direction
+    opcode: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class NetworkTab:
+    """What the browser saw of its requests and WebSocket frames, each in order of time."""
+
+    requests: list[Request] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+
+    async def watch(self, page: Page) -> Clock:
+        """Note from now on what ``page`` sends and receives."""
+        session = await page.context.new_cdp_session(page)
+        await session.send("Performance.enable")
+        before = time.monotonic_ns()
+        metrics = await session.send("Performance.getMetrics")
+        after = time.monotonic_ns()
+        clock = Clock.read(metrics, before, after)
+        places: dict[str, int] = {}  # of a request id in self.requests
+        sockets: dict[str, str] = {}  # of a request id to the WebSocket's path
+
+        def change(event: Mapping[str, Any], **facts: Any) -> None:
+            if (place := places.get(event["requestId"])) is not None:
+                self.requests[place] = replace(self.requests[place], **facts)
+
+        def requested(event: Mapping[str, Any]) -> None:
+            at = clock.ns(event["timestamp"])
+            if earlier := event.get("redirectResponse"):  # the same id goes on elsewhere
+                change(event, status=earlier["status"], answered_ns=at, ended_ns=at)
+            asked = event["request"]
+            if urlsplit(asked["url"]).scheme not in ("http", "https"):
+                return  # data: and blob: never leave the browser
+            places[event["requestId"]] = len(self.requests)
+            kind = event.get("type", "Other")
+            self.requests.append(Request(asked["method"], _path(asked["url"]), kind, at))
+
+        def answered(event: Mapping[str, Any]) -> None:
+            answer = event["response"]
+            change(
+                event,
+                status=answer["status"],
+                answered_ns=clock.ns(event["timestamp"]),
+                from_cache=bool(answer.get("fromDiskCache")),
+            )
+
+        def finished(event: Mapping[str, Any]) -> None:
+            size = int(event["encodedDataLength"])
+            change(event, ended_ns=clock.ns(event["timestamp"]), size=size)
+
+        def opening(event: Mapping[str, Any]) -> None:
+            sockets[event["requestId"]] = _path(event["url"])
+
+        def handshake(event: Mapping[str, Any]) -> None:
+            places[event["requestId"]] = len(self.requests)
+            path = sockets.get(event["requestId"], "")
+            at = clock.ns(event["timestamp"])
+            self.requests.append(Request("GET", path, "WebSocket", at))
+
+        def frame(event: Mapping[str, Any], direction: Direction) -> None:
+            content = event["response"]
+            opcode, text = int(content["opcode"]), content["payloadData"]
+            payload = text.encode() if opcode == 1 else base64.b64decode(text)
+            at, path = clock.ns(event["timestamp"]), sockets.get(event["requestId"], "")
+            self.frames.append(Frame(at, path, direction, opcode, payload))
+
+        session.on("Network.requestWillBeSent", requested)
+        session.on("Network.requestServedFromCache", lambda event: change(event, from_cache=True))
+        session.on("Network.responseReceived", answered)
+        session.on("Network.loadingFinished", finished)
+        session.on(
+            "Network.loadingFailed",
+            lambda event: change(event, ended_ns=clock.ns(event["timestamp"])),
+        )
+        session.on("Network.webSocketCreated", opening)
+        session.on("Network.webSocketWillSendHandshakeRequest", handshake)
+        session.on("Network.webSocketHandshakeResponseReceived", answered)
+        session.on("Network.webSocketFrameSent", lambda event: frame(event, ">"))
+        session.on("Network.webSocketFrameReceived", lambda event: frame(event, "<"))
+        await session.send("Network.enable")
+        return clock
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """From Chromium's clock to the taps'.
+
+    Chromium's is the system's monotonic clock where Python's is, too (Linux, macOS); elsewhere
+    the two are compared once.
+    """
+
+    offset_ns: int
+
+    @classmethod
+    def read(cls, metrics: Mapping[str, Any], before: int, after: int) -> Clock:
+        """Compare Chromium's time with ours (monotonic, nanoseconds) before and after asking."""
+        now = int(_metric(metrics, "Timestamp") * 1e9)
+        same = before <= now <= after
+        return cls(CLOCK_OFFSET + (0 if same else (before + after) // 2 - now))
+
+    def ns(self, seconds: float) -> int:
+        """Return Chromium's ``seconds`` as nanoseconds on the taps' clock."""
+        return int(seconds * 1e9) + self.offset_ns
+
+
+def _metric(metrics: Mapping[str, Any], name: str) -> float:
+    return float(next(m["value"] for m in metrics["metrics"] if m["name"] == name))
+
+
+def _path(url: str) -> str:
+    parts = urlsplit(url)
+    return parts.path + (f"?{parts.query}" if parts.query else "")

@@ -1,0 +1,358 @@
+"""A real JupyterHub with its real proxy, and a browser to log in with; tapped on every hop.
+
+Strategy: the proxy and the hub are children in a neutral home, and the hub starts its users'
+servers there. Who talks to whom goes by address, so a tap needs a port of its own for each pair
+that a picture should tell apart: browser and script to the proxy, proxy to hub, hub to the
+proxy's API, each user's server to the hub, proxy to each user's server. Programs that cannot
+choose their port get free ones from the stage; taps choose theirs.
+
+>>> async with record() as capture, jupyterhub(users=["alice", "bob"]) as hub:
+...     alice = await hub.log_in("alice")
+...     await alice.open("demo.ipynb")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from underhood.capture.recording import environment
+from underhood.stage import guardian
+from underhood.stage.browser import MissingActor, chromium
+from underhood.stage.lab import FrontEnd, in_page
+from underhood.stage.processes import HOST, Child, Home, StartError, free_ports
+from underhood.stage.server import (
+    EXTENSIONS,
+    FRONT_END_ARGUMENTS,
+    Response,
+    Taps,
+    request,
+    settle,
+)
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
+
+_PROXY: Final = "configurable-http-proxy"
+
+_SCOPES: Final = ("admin:users", "admin:servers", "access:servers", "list:users", "proxy", "tokens")
+"""What the holder of :attr:`Hub.token` may do: all that a course shows, on every user's behalf."""
+
+
+class Hub:
+    """A JupyterHub that runs.
+
+    Attributes
+    ----------
+    url : str
+        Where a script reaches the proxy, and through it the hub and all servers.
+    browser_url : str
+        The same for a browser.
+    users : tuple of str
+        Who may log in.
+    password : str
+        Everybody's password, made for this run.
+    token : str
+        The secret of a service that may do everything, made for this run.
+    process, proxy : Child
+        The hub's process and the proxy's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        browser_url: str,
+        users: tuple[str, ...],
+        password: str,
+        token: str,
+        process: Child,
+        proxy: Child,
+        folders: Mapping[str, Path],
+        browser: Browser | None,
+        stack: contextlib.AsyncExitStack,
+    ) -> None:
+        self.url, self.browser_url, self.users = url, browser_url, users
+        self.password, self.token = password, token
+        self.process, self.proxy = process, proxy
+        self._folders, self._browser, self._stack = folders, browser, stack
+
+    def __repr__(self) -> str:
+        return f"<Hub at {self.url}, {len(self.users)} users, {self.process!r}>"
+
+    @property
+    def log(self) -> str:
+        """What the hub and its users' servers logged so far."""
+        return self.process.log
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        content: object = None,
+        *,
+        token: str | None = None,
+        headers: Mapping[str, str] = {},
+    ) -> Response:
+        """Send an HTTP request to the proxy and return the answer, whatever its status.
+
+        Parameters
+        ----------
+        method, path
+            As in ``"GET"`` and ``"/hub/api/users"`` or ``"/user/alice/api/status"``.
+        content
+            Sent as JSON; nothing is sent if None.
+        token
+            Instead of :attr:`token`; none is sent if it is empty.
+        headers
+            Beside ``Authorization``.
+        """
+        token = self.token if token is None else token
+        secret = {"Authorization": f"token {token}"} if token else {}
+        return await request(method, self.url + path, content, headers={**secret, **headers})
+
+    async def log_in(self, user: str) -> FrontEnd:
+        """Log a user in with the browser, and wait until JupyterLab stands before them.
+
+        It lasts as long as the hub.
+
+        Raises
+        ------
+        ValueError
+            If the hub was started without a browser, or does not know the user.
+        """
+        if user not in self.users or self._browser is None:
+            who = " and ".join(self.users)
+            raise ValueError(
+                f"{user!r} cannot log in: "
+                + (f"the users are {who}" if self._browser else "the hub has no browser")
+            )
+        lab = await self._stack.enter_async_context(
+            in_page(
+                "JupyterLab",
+                self._browser,
+                f"{self.browser_url}/user/{user}",
+                "",
+                self._folders[user],
+            )
+        )
+        await lab.page.goto(self.browser_url)
+        await lab.page.fill("#username_input", user)
+        await lab.page.fill("#password_input", self.password)
+        await lab.page.click("#login_submit")
+        await lab.page.wait_for_function(
+            "() => window.jupyterapp?.restored.then(() => true)", timeout=90_000
+        )
+        lab.loaded = True
+        return lab
+
+    async def start_server(self, user: str) -> None:
+        """Have the hub start a user's server, and follow its progress until it is ready.
+
+        Raises
+        ------
+        StartError
+            If it does not get ready.
+        """
+        answer = await self.request("POST", f"/hub/api/users/{user}/server")
+        if answer.status not in (201, 202):
+            raise StartError(f"the hub did not start {user}'s server: {answer.body.decode()}")
+        # Server-sent events, until the server is ready or has failed.
+        path = f"/hub/api/users/{user}/server/progress"
+        progress = (await self.request("GET", path)).body.decode()
+        events = [json.loads(data) for data in re.findall(r"^data: *(.+)$", progress, re.M)]
+        if not any(event.get("ready") for event in events):
+            raise self.process.failure(f"{user}'s server did not get ready: {progress.strip()}")
+
+    async def stop_server(self, user: str) -> None:
+        """Have the hub stop a user's server, and wait until it is gone."""
+        await self.request("DELETE", f"/hub/api/users/{user}/server")
+
+        async def gone() -> bool:
+            return not (await self.request("GET", f"/hub/api/users/{user}")).json()["servers"]
+
+        await self.process.until(gone, every=0.2)
+
+    async def routes(self) -> dict[str, str]:
+        """Ask the hub for the proxy's routing table: from path to target."""
+        table = (await self.request("GET", "/hub/api/proxy")).json()
+        return {path: route["target"] for path, route in sorted(table.items())}
+
+
+@contextlib.asynccontextmanager
+async def jupyterhub(
+    users: Sequence[str] = ("alice", "bob"), *, browser: bool = True
+) -> AsyncIterator[Hub]:
+    """Run a JupyterHub with its proxy, and a browser, as long as the block runs.
+
+    Parameters
+    ----------
+    users
+        Who may log in (small letters and digits).
+    browser
+        Whether a browser is wanted.
+
+    Raises
+    ------
+    MissingActor
+        If JupyterHub, the proxy, Node.js or the browser is missing.
+    StartError
+        If the proxy or the hub does not start.
+    """
+    proxy_command = find_proxy()
+    async with contextlib.AsyncExitStack() as stack:
+        home = await stack.enter_async_context(Home())
+        page_maker = await stack.enter_async_context(chromium(home)) if browser else None
+        password, token, proxy_token = (secrets.token_hex(16) for _ in range(3))
+        public, api, hub_port, *user_ports = free_ports(3 + len(users))
+
+        taps = Taps()
+        stack.push_async_callback(taps.close)
+        # Everybody on the stage, and the port by which they reach each other.
+        hub_for_proxy = f"http://{HOST}:{taps.before(hub_port, 'proxy', 'hub')}"
+        url = f"http://{HOST}:{taps.before(public, 'client', 'proxy')}"
+        browser_url = f"http://{HOST}:{taps.before(public, 'browser', 'proxy')}"
+        api_for_hub = f"http://{HOST}:{taps.before(api, 'hub', 'proxy')}"
+
+        proxy = await home.start(
+            [
+                *proxy_command,
+                *("--ip", HOST, "--port", str(public)),
+                *("--api-ip", HOST, "--api-port", str(api)),
+                *("--error-target", f"{hub_for_proxy}/hub/error"),
+            ],
+            name="configurable-http-proxy",
+            environment={"CONFIGPROXY_AUTH_TOKEN": proxy_token},
+        )
+        stack.push_async_callback(proxy.stop)
+        headers = {"Authorization": f"token {proxy_token}"}
+
+        async def routes() -> Any:
+            with contextlib.suppress(OSError):
+                return (
+                    await request("GET", f"http://{HOST}:{api}/api/routes", headers=headers)
+                ).json()
+
+        async def proxy_ready() -> bool:
+            return await routes() is not None
+
+        await proxy.until(proxy_ready)
+
+        folders: dict[str, Path] = {}
+        places: dict[str, dict[str, Any]] = {}
+        for user, port in zip(users, user_ports, strict=True):
+            server = f"{user}'s server"
+            folders[user] = home.folder / "users" / user
+            folders[user].mkdir(mode=0o700, parents=True)
+            places[user] = {
+                "port": port,
+                "address": taps.before(port, "proxy", server),
+                "hub": f"http://{HOST}:{taps.before(hub_port, server, 'hub')}",
+                "environment": {
+                    **_users_environment(home, folders[user]),
+                    **environment(client=server),
+                },
+            }
+        configuration = home.folder / "jupyter" / "jupyterhub_config.py"
+        settings: dict[str, dict[str, Any]] = {
+            "JupyterHub": {
+                "authenticator_class": "shared-password",
+                "bind_url": url,
+                "cleanup_proxy": True,
+                "cleanup_servers": True,
+                "cookie_secret_file": str(home.folder / "jupyter" / "cookie_secret"),
+                "db_url": f"sqlite:///{home.folder / 'jupyter' / 'jupyterhub.sqlite'}",
+                "hub_bind_url": f"http://{HOST}:{hub_port}",
+                "hub_connect_url": hub_for_proxy,
+                "load_roles": [{"name": "course", "scopes": list(_SCOPES), "services": ["course"]}],
+                "services": [{"name": "course", "api_token": token}],
+                "spawner_class": "underhood.stage.spawner.StageSpawner",
+            },
+            "SharedPasswordAuthenticator": {"user_password": password},
+            "Authenticator": {"allowed_users": set(users)},
+            "ConfigurableHTTPProxy": {
+                "api_url": api_for_hub,
+                "auth_token": proxy_token,
+                "should_start": False,
+            },
+            "StageSpawner": {
+                "args": [
+                    "--allow-root",
+                    f"--ServerApp.jpserver_extensions={dict.fromkeys(EXTENSIONS, True)}",
+                    *FRONT_END_ARGUMENTS,
+                ],
+                "cmd": [home.python, "-m", "jupyterhub.singleuser"],
+                "home_dir_template": str(home.folder / "users" / "{username}"),
+                "http_timeout": 60,
+                "ip": HOST,
+                "places": places,
+            },
+        }
+        configuration.touch(0o600)
+        configuration.write_text(
+            "".join(
+                f"c.{section}.{name} = {value!r}\n"
+                for section, values in settings.items()
+                for name, value in values.items()
+            )
+        )
+        process = await home.start(
+            [home.python, "-m", "jupyterhub", "-f", str(configuration)], name="JupyterHub"
+        )
+        stack.push_async_callback(process.stop, 15.0)
+
+        async def hub_ready() -> bool:
+            # Its last step is to tell the proxy where to find it.
+            return bool(await routes())
+
+        await process.until(hub_ready)
+        yield Hub(
+            url, browser_url, tuple(users), password, token, process, proxy, folders, page_maker,
+            stack,
+        )  # fmt: skip
+
+
+def find_proxy() -> tuple[str, ...]:
+    """Find the command of JupyterHub's proxy, as ``npm ci`` installs it, or npm globally.
+
+    Raises
+    ------
+    MissingActor
+        If JupyterHub, the proxy or Node.js is missing.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("jupyterhub") is None:
+        raise MissingActor("JupyterHub is missing: pip install jupyterhub")
+    node = shutil.which("node")
+    if node is None:
+        raise MissingActor("Node.js, which runs JupyterHub's proxy, is not on the path")
+    here = Path(__file__).resolve()
+    for folder in (*here.parents, *Path.cwd().resolve().parents, Path.cwd()):
+        script = folder / "node_modules" / _PROXY / "bin" / _PROXY
+        if script.exists():
+            return node, str(script)
+    # A program of the same name on PyPI drops the WebSocket subprotocol: only Node's will do.
+    if (found := shutil.which(_PROXY)) and b"node" in Path(found).read_bytes()[:80]:
+        return node, found
+    raise MissingActor(f"{_PROXY}, JupyterHub's proxy, is missing: run `npm ci` in the project")
+
+
+def _users_environment(home: Home, folder: Path) -> dict[str, str]:
+    """Return what a user's server finds in its environment: its own folders, not the stage's."""
+    settings = folder / ".settings"
+    settle(settings)
+    shared = ("JUPYTERLAB_DIR", "JUPYTER_NO_CONFIG", "PS1", "SHELL", "TMPDIR", "TZ")
+    return {
+        **{name: home.environment[name] for name in shared},
+        guardian.MARK: home.environment[guardian.MARK],
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".workspaces"),
+        "LOGNAME": folder.name,
+        "USERNAME": folder.name,
+    }

@@ -1,0 +1,388 @@
+"""JupyterLab and Jupyter Notebook in a headless browser: open, type, run, look.
+
+Strategy: the front end runs in Chromium against a real server, and is driven by the keys that a
+reader would press. Whether it is ready, and whether a cell has run, is asked of the front end's
+own objects and of the cell's prompt. The indicator on the page is no help: it shows an idle
+kernel before there is a connection, and Shift+Enter is then dropped without a word. The moments
+of a run (key, output, paint) are taken inside the page and moved onto the taps' clock.
+
+>>> async with record() as capture, jupyterlab() as lab:
+...     await lab.open("demo.ipynb")
+...     await lab.type("6 * 7")
+...     ran = await lab.run()
+>>> ran.output
+'42'
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import quote
+
+import nbformat
+
+from underhood.stage.browser import NetworkTab, chromium
+from underhood.stage.processes import Home
+from underhood.stage.server import EXTENSIONS, Server, jupyter_server
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, Page
+
+    from underhood.stage.browser import Clock
+
+Kind = Literal["JupyterLab", "Notebook"]
+
+VIEWPORT: Final = (1280, 720)
+"""Width and height of a page, in CSS pixels."""
+
+_DOORS: Final[Mapping[Kind, str]] = {"JupyterLab": "/lab/tree/", "Notebook": "/notebooks/"}
+
+# The front end's own word on whether the kernel answers: `isReady` and a status of the kernel
+# alone come true too early, hence the connection's, and the display's, which counts what is due.
+_READY: Final = """
+() => {
+    const panel = window.jupyterapp?.shell.currentWidget;
+    const context = panel?.sessionContext;
+    const kernel = context?.session?.kernel;
+    return Boolean(
+        panel?.content?.activeCell && panel.context.isReady && context.isReady &&
+        kernel?.connectionStatus === 'connected' && kernel.status === 'idle' &&
+        context.kernelDisplayStatus === 'idle'
+    );
+}
+"""
+
+_WATCH: Final = """
+() => {
+    const cell = window.jupyterapp.shell.currentWidget.content.activeCell;
+    const prompt = () => cell.node.querySelector('.jp-InputPrompt')?.textContent ?? '';
+    const outputs = () => [...cell.node.querySelectorAll('.jp-OutputArea-output')];
+    const seen = { cell, pressed: 0, shown: 0, painted: 0, finished: 0, outputs };
+    const old = new Set(outputs());
+    let started = false;
+    window.underhood = seen;
+    document.addEventListener('keydown', event => {
+        if (event.key === 'Enter' && event.shiftKey) { seen.pressed ||= event.timeStamp; }
+    }, { capture: true });
+    const look = () => {
+        const now = performance.now();
+        const counted = /\\d/.test(prompt());
+        started ||= !counted || seen.pressed > 0;
+        if (!seen.shown && outputs().some(node => !old.has(node))) {
+            seen.shown = now;
+            requestAnimationFrame(() => setTimeout(() => { seen.painted = performance.now(); }));
+        }
+        if (started && counted && seen.pressed && !seen.finished && prompt() !== seen.prompt) {
+            seen.finished = now;
+        }
+    };
+    seen.prompt = prompt();
+    new MutationObserver(look).observe(
+        cell.node, { subtree: true, childList: true, characterData: true }
+    );
+    return cell.model.type;
+}
+"""
+
+_RAN: Final = """
+() => {
+    const seen = window.underhood;
+    const drawn = !seen.shown || seen.painted;
+    return seen.finished && drawn;
+}
+"""
+
+_SEEN: Final = """
+() => {
+    const { pressed, shown, painted, finished, outputs } = window.underhood;
+    return { pressed, shown, painted, finished, output: outputs().map(n => n.innerText) };
+}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One Shift+Enter, as the page lived it; times are nanoseconds on the taps' clock.
+
+    Parameters
+    ----------
+    output
+        The text of the cell's outputs.
+    pressed_ns
+        When the browser received the key.
+    shown_ns, painted_ns
+        When the first output was in the page, and when it had been drawn; 0 without output.
+    finished_ns
+        When the cell had its number: its reply had arrived.
+    """
+
+    output: str
+    pressed_ns: int
+    shown_ns: int
+    painted_ns: int
+    finished_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Screenshot:
+    """What the page looked like; a rich output in a notebook.
+
+    Parameters
+    ----------
+    png
+        The picture.
+    alternative
+        The same in words.
+    """
+
+    png: bytes
+    alternative: str
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture to a PNG file."""
+        path = Path(path)
+        path.write_bytes(self.png)
+        return path
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        source = base64.b64encode(self.png).decode()
+        width, height = (int.from_bytes(self.png[i : i + 4]) for i in (16, 20))  # in its IHDR
+        return {
+            "text/html": (
+                f'<img class="underhood-screenshot" width="{width}" height="{height}" '
+                f'style="max-width: 100%; height: auto" alt="{html.escape(self.alternative)}" '
+                f'src="data:image/png;base64,{source}">'
+            ),
+            "text/plain": self.alternative,
+        }
+
+
+class FrontEnd:
+    """A front end in a browser's page.
+
+    Attributes
+    ----------
+    kind : str
+        ``"JupyterLab"`` or ``"Notebook"``.
+    server : Server
+        The server behind it.
+    page : playwright.async_api.Page
+        The page, for whatever else a reader would do with it.
+    network : NetworkTab
+        What the browser saw of its requests and frames.
+    loaded : bool
+        Whether the front end is in the page already.
+    """
+
+    def __init__(
+        self, kind: Kind, page: Page, network: NetworkTab, clock: Clock, base: str, token: str,
+        notebooks: Path,
+    ) -> None:  # fmt: skip
+        self.kind, self.page, self.network = kind, page, network
+        self._clock, self._base, self._token, self._notebooks = clock, base, token, notebooks
+        self.loaded = False
+        self._opened = ""
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} at {self._base}, showing {self._opened or 'nothing yet'}>"
+
+    async def open(self, path: str, cells: Sequence[str] = ("",)) -> None:
+        """Open a notebook, and wait until its kernel answers.
+
+        Parameters
+        ----------
+        path
+            Below the server's folder, as in ``"demo.ipynb"``.
+        cells
+            If there is no such notebook yet, the source of its code cells.
+        """
+        file = self._notebooks / path
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(_notebook(cells), file)
+        if self.kind == "JupyterLab" and self.loaded:
+            await self.command("docmanager:open", path=path)
+        else:
+            secret = f"?token={self._token}" if self._token and not self.loaded else ""
+            await self.page.goto(f"{self._base}{_DOORS[self.kind]}{quote(path)}{secret}")
+            self.loaded = True
+        await self.ready()
+        self._opened = path
+
+    async def ready(self) -> None:
+        """Wait until the kernel of the notebook in front answers and is idle."""
+        await self.page.wait_for_function(_READY, timeout=60_000)
+
+    async def type(self, source: str) -> None:
+        """Type into the cell that is active, key by key (several lines: at one blow)."""
+        await self.page.locator(".jp-Notebook .jp-Cell.jp-mod-active .cm-content").click()
+        await self.page.keyboard.press("Control+End")
+        if "\n" in source:  # the editor would indent each new line once more
+            await self.page.keyboard.insert_text(source)
+        else:
+            await self.page.keyboard.type(source)
+
+    async def run(self, *, timeout: float = 60.0) -> Run:
+        """Press Shift+Enter in the active cell and wait until it has run and is drawn.
+
+        Raises
+        ------
+        TimeoutError
+            If it has not after ``timeout`` seconds.
+        """
+        from playwright.async_api import TimeoutError as TookTooLong
+
+        # The origin of the page's times, on Chromium's clock.
+        session = await self.page.context.new_cdp_session(self.page)
+        await session.send("Performance.enable")
+        metrics = await session.send("Performance.getMetrics")
+        await session.detach()
+        start = next(m["value"] for m in metrics["metrics"] if m["name"] == "NavigationStart")
+        kind = await self.page.evaluate(_WATCH)
+        await self.page.keyboard.press("Shift+Enter")
+        if kind == "code":
+            try:
+                await self.page.wait_for_function(_RAN, timeout=timeout * 1000)
+            except TookTooLong:
+                raise TimeoutError(f"the cell has not run after {timeout:g} s") from None
+        seen = await self.page.evaluate(_SEEN)
+
+        def ns(milliseconds: float) -> int:
+            return self._clock.ns(start + milliseconds / 1e3) if milliseconds else 0
+
+        return Run(
+            "\n".join(text.strip("\n") for text in seen["output"]),
+            ns(seen["pressed"]),
+            ns(seen["shown"]),
+            ns(seen["painted"]),
+            ns(seen["finished"]),
+        )
+
+    async def press(self, keys: str) -> None:
+        """Press keys, as in ``"Control+s"`` or ``"Tab"``."""
+        await self.page.keyboard.press(keys)
+
+    async def command(self, name: str, **arguments: object) -> None:
+        """Execute one of the front end's commands, as its menus do.
+
+        Parameters
+        ----------
+        name
+            As in ``"notebook:interrupt-kernel"``.
+        """
+        await self.page.evaluate(
+            "([name, args]) => window.jupyterapp.commands.execute(name, args).then(() => null)",
+            [name, arguments],
+        )
+
+    async def save(self) -> None:
+        """Save the notebook in front, and wait until the server has it."""
+        await self.command("docmanager:save")
+
+    async def screenshot(self) -> Screenshot:
+        """Return a picture of the page."""
+        png = await self.page.screenshot(animations="disabled")
+        described = f"{self.kind} in a browser, showing {self._opened or 'an empty page'}"
+        cells = await self.page.locator(".jp-Notebook .jp-CodeCell").all()
+        told = [" ".join((await cell.inner_text()).split()) for cell in cells[:5]]
+        return Screenshot(png, f"{described}. Its cells: {'; '.join(filter(None, told))}.")
+
+
+@contextlib.asynccontextmanager
+async def jupyterlab(
+    *arguments: str, server: Server | None = None, client: str = "browser"
+) -> AsyncIterator[FrontEnd]:
+    """Run JupyterLab in a headless browser as long as the block runs.
+
+    Parameters
+    ----------
+    arguments
+        For the server's command line.
+    server
+        A server that runs already, with its :data:`~underhood.stage.server.EXTENSIONS`; one of
+        its own by default.
+    client
+        What pictures call the browser.
+
+    Raises
+    ------
+    MissingActor
+        If there is no browser.
+    StartError
+        If the server does not start.
+    """
+    async with _front_end("JupyterLab", arguments, server, client) as lab:
+        yield lab
+
+
+@contextlib.asynccontextmanager
+async def notebook(
+    *arguments: str, server: Server | None = None, client: str = "browser"
+) -> AsyncIterator[FrontEnd]:
+    """Run Jupyter Notebook in a headless browser; all else as in :func:`jupyterlab`."""
+    async with _front_end("Notebook", arguments, server, client) as front_end:
+        yield front_end
+
+
+@contextlib.asynccontextmanager
+async def _front_end(
+    kind: Kind, arguments: Sequence[str], server: Server | None, client: str
+) -> AsyncIterator[FrontEnd]:
+    async with contextlib.AsyncExitStack() as stack:
+        home = await stack.enter_async_context(Home())
+        browser = await stack.enter_async_context(chromium(home))
+        if server is None:
+            server = await stack.enter_async_context(
+                jupyter_server(*arguments, extensions=EXTENSIONS, home=home)
+            )
+        yield await stack.enter_async_context(
+            in_page(kind, browser, server.url_for(client), server.token, server.notebooks)
+        )
+
+
+@contextlib.asynccontextmanager
+async def in_page(
+    kind: Kind, browser: Browser, base: str, token: str, notebooks: Path
+) -> AsyncIterator[FrontEnd]:
+    """Give a front end a browser context and a page of its own.
+
+    Parameters
+    ----------
+    browser
+        As :func:`~underhood.stage.browser.chromium` gives it.
+    base
+        The URL of the server, without a slash at its end.
+    token
+        The server's token; empty if the browser gets in by other means.
+    notebooks
+        The folder that the server serves.
+    """
+    from playwright.async_api import Error
+
+    width, height = VIEWPORT
+    context = await browser.new_context(viewport={"width": width, "height": height})
+    try:
+        page = await context.new_page()
+        network = NetworkTab()
+        clock = await network.watch(page)
+        yield FrontEnd(kind, page, network, clock, base, token, notebooks)
+    finally:
+        with contextlib.suppress(Error):  # somebody killed the browser
+            await context.close()
+
+
+def _notebook(cells: Sequence[str]) -> Any:
+    document = nbformat.v4.new_notebook()
+    document.cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    document.metadata.kernelspec = {
+        "name": "python3",
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+    }
+    return document
