@@ -73,8 +73,8 @@ class JupyterMessage:
     """
 
     __slots__ = (
-        "_decoded", "_parts", "buffers", "channel", "identities", "signature_hex", "signed_hop",
-        "topic",
+        "_content", "_header", "_metadata", "_note", "_parent_header", "_parts", "buffers",
+        "channel", "identities", "signature_hex", "signed_hop", "topic",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +89,11 @@ class JupyterMessage:
         signed_hop: bool = True,
     ) -> None:
         self._parts = parts
-        self._decoded: list[tuple[dict[str, Any], str] | None] = [None] * len(JSON_PARTS)
+        self._header: dict[str, Any] | None = None
+        self._parent_header: dict[str, Any] | None = None
+        self._metadata: dict[str, Any] | None = None
+        self._content: dict[str, Any] | None = None
+        self._note = ""
         self.identities, self.topic, self.buffers = identities, topic, buffers
         self.signature_hex = signature.decode("ascii", "replace")
         self.channel, self.signed_hop = channel, signed_hop
@@ -100,46 +104,61 @@ class JupyterMessage:
     ) -> JupyterMessage:
         """Make a message from parts that came decoded, as members of one JSON object."""
         message = cls((b"",) * len(JSON_PARTS), buffers=buffers, channel=channel, signed_hop=False)
-        for n, value in enumerate(values):
-            message._decoded[n] = _as_object(n, {} if value is None else value, "")
+        message._header, message._parent_header, message._metadata, message._content = (
+            message._object(n, {} if value is None else value, "") for n, value in enumerate(values)
+        )
         return message
 
     def __repr__(self) -> str:
         return f"<JupyterMessage {self.msg_type}>"
 
-    def _part(self, index: int) -> tuple[dict[str, Any], str]:
-        found = self._decoded[index]
-        if found is None:
-            data = self._parts[index]
-            # Most parent headers and metadata are this.
-            value, note = ({}, "") if data == b"{}" else read_json(data)
-            found = self._decoded[index] = _as_object(index, value, note)
-        return found
+    def _decode(self, index: int) -> dict[str, Any]:
+        data = self._parts[index]
+        # Most parent headers and metadata are this.
+        return {} if data == b"{}" else self._object(index, *read_json(data))
+
+    def _object(self, index: int, value: Any, note: str) -> dict[str, Any]:
+        """Take a part's value if it is a JSON object; else note what it is."""
+        if isinstance(value, dict):
+            return value
+        note = note or f"not a JSON object but {type(value).__name__}"
+        self._note += f"{'; ' if self._note else ''}{JSON_PARTS[index]}: {note}"
+        return {}
 
     @property
     def header(self) -> dict[str, Any]:
         """Who sent what, when: ``msg_id``, ``msg_type``, ``session`` …."""
-        return self._part(0)[0]
+        if self._header is None:
+            self._header = self._decode(0)
+        return self._header
 
     @property
     def parent_header(self) -> dict[str, Any]:
         """The header of the request that caused this message; empty without one."""
-        return self._part(1)[0]
+        if self._parent_header is None:
+            self._parent_header = self._decode(1)
+        return self._parent_header
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What belongs to the message but not to its content."""
-        return self._part(2)[0]
+        if self._metadata is None:
+            self._metadata = self._decode(2)
+        return self._metadata
 
     @property
     def content(self) -> dict[str, Any]:
         """The body, whose fields depend on the message type."""
-        return self._part(3)[0]
+        if self._content is None:
+            self._content = self._decode(3)
+        return self._content
 
     @property
     def note(self) -> str:
         """Why parts could not be decoded; empty if all could. Such a part reads as ``{}``."""
-        return "; ".join(note for n in range(len(JSON_PARTS)) if (note := self._part(n)[1]))
+        for part in JSON_PARTS:
+            getattr(self, part)
+        return self._note
 
     @property
     def msg_type(self) -> str:
@@ -169,14 +188,6 @@ class JupyterMessage:
         if digest and hmac.digest(key, b"".join(self._parts), digest).hex() == signature:
             return Signature.VALID
         return Signature.INVALID
-
-
-def _as_object(index: int, value: Any, note: str) -> tuple[dict[str, Any], str]:
-    """Take a part's value if it is a JSON object; else say what it is."""
-    if isinstance(value, dict):
-        return value, ""
-    note = note or f"not a JSON object but {type(value).__name__}"
-    return {}, f"{JSON_PARTS[index]}: {note}"
 
 
 def _detail(msg_type: str, content: Mapping[str, Any]) -> str:

@@ -98,12 +98,15 @@ def _scan(data: bytes, offset: int) -> tuple[list[int], list[int], str]:
 class Side:
     """One direction of a ZMTP connection."""
 
-    __slots__ = ("_metadata", "data", "direction", "frames", "peer", "units", "unread", "why")
+    __slots__ = (
+        "_metadata", "_role", "data", "direction", "frames", "peer", "units", "unread", "why",
+    )  # fmt: skip
 
     def __init__(self, direction: Direction, data: bytes) -> None:
         self.direction, self.data = direction, data
         self.peer: Side | None = None
         self._metadata: dict[str, bytes] | None = None
+        self._role: str | None = None
         self.units: list[Greeting | Traffic] = []
         self.unread, self.why = 0, ""
         self.frames: list[int] = []
@@ -153,18 +156,21 @@ class Side:
         return self.metadata.get("socket-type", b"")
 
     @property
-    def subscribes(self) -> bool:
-        """Whether a message of this direction may be a subscription (RFC 23, ZMTP 3.0)."""
-        return self.socket_type in _SUBSCRIBERS or (
-            not self.socket_type and self.peer is not None and self.peer.socket_type in _PUBLISHERS
-        )
+    def role(self) -> str:
+        """``"publisher"`` or ``"subscriber"`` if this end is one, by its own word or its peer's.
 
-    @property
-    def publishes(self) -> bool:
-        """Whether the first frame of a message of this direction is its topic."""
-        return self.socket_type in _PUBLISHERS or (
-            not self.socket_type and self.peer is not None and self.peer.socket_type in _SUBSCRIBERS
-        )
+        A subscriber may send its subscriptions as messages (RFC 23); the first frame of a
+        publisher's message is its topic.
+        """
+        if self._role is None:
+            mine, theirs = self.socket_type, self.peer.socket_type if self.peer else b""
+            if mine in _PUBLISHERS or (not mine and theirs in _SUBSCRIBERS):
+                self._role = "publisher"
+            elif mine in _SUBSCRIBERS or (not mine and theirs in _PUBLISHERS):
+                self._role = "subscriber"
+            else:
+                self._role = ""
+        return self._role
 
 
 def connection(streams: Mapping[Direction, bytes]) -> dict[Direction, Side]:
@@ -304,8 +310,11 @@ class Traffic:
     @property
     def parts(self) -> list[bytes]:
         """The bodies of its frames."""
-        data = self._side.data
-        return [data[slice(*self._body(n))] for n in range(self._first, self._stop)]
+        data, frames = self._side.data, self._side.frames
+        ends = frames[self._first : self._stop + 1]
+        return [
+            data[start + (9 if data[start] & LONG else 2) : end] for start, end in pairwise(ends)
+        ]
 
     @property
     def _is_command(self) -> bool:
@@ -345,7 +354,7 @@ class Traffic:
         if self._stop != self._first + 1 or self._is_command:
             return ""
         start, end = self._body(self._first)
-        if start == end or self._side.data[start] > 1 or not self._side.subscribes:
+        if start == end or self._side.data[start] > 1 or self._side.role != "subscriber":
             return ""
         return "SUBSCRIBE" if self._side.data[start] else "CANCEL"
 
@@ -353,13 +362,15 @@ class Traffic:
         """Return which frame is the delimiter of a Jupyter message; -1 if it is none."""
         if self._delimiter is None:
             self._delimiter = -1
-            data = self._side.data
+            data, frames = self._side.data, self._side.frames
             # A signature and four JSON parts must follow it.
             for n in range(self._first, self._stop - 5):
-                start, end = self._body(n)
-                if end - start == len(DELIMITER) and data.startswith(DELIMITER, start):
-                    self._delimiter = n
-                    break
+                end = frames[n + 1]
+                if data.endswith(DELIMITER, frames[n], end):
+                    start, end = self._body(n)
+                    if end - start == len(DELIMITER):
+                        self._delimiter = n
+                        break
         return self._delimiter
 
     @property
@@ -369,9 +380,9 @@ class Traffic:
             parts = self.parts
             n = delimiter - self._first
             before = tuple(parts[:n])
-            topic = before[-1] if before and self._side.publishes else b""
+            topic = before[-1] if before and self._side.role == "publisher" else b""
             self._jupyter = JupyterMessage(
-                parts[n + 2 : n + 6],
+                tuple(parts[n + 2 : n + 6]),
                 identities=() if topic else before,
                 topic=topic,
                 signature=parts[n + 1],
@@ -478,7 +489,7 @@ class Traffic:
             return [("body", "zmtp.frame.body")] * frames
         before = delimiter - self._first
         roles = ["identity"] * before + ["delimiter", "signature", *JSON_PARTS]
-        if before and self._side.publishes:
+        if before and self._side.role == "publisher":
             roles[before - 1] = "topic"
         roles += ["buffer"] * (frames - len(roles))
         return [(role, f"jupyter.{role}") for role in roles]
