@@ -38,7 +38,6 @@ from jupyter_client.manager import AsyncKernelManager
 from myst_nb.core.read import is_myst_markdown_notebook, read_myst_markdown_notebook
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from sphinx.errors import SphinxError
 from sphinx.util import logging
 
 if TYPE_CHECKING:
@@ -50,14 +49,11 @@ logger = logging.getLogger(__name__)
 #: What, beside a chapter's own cells, its result depends on; relative to the book's root.
 DEPENDENCIES = ("requirements.txt", "underhood/**/*", "book/recordings/**/*")
 
+#: The user's name in every header that a chapter's own client writes; the stage's, too.
+USER = "jovyan"
+
 KEEPER = Path(__file__).with_name("keeper.py")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-
-
-class ChapterError(SphinxError):
-    """One or more chapters did not run to their end."""
-
-    category = "The book was not built"
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +320,7 @@ def chapter_environment(private: Path, build: Path, captures: Path) -> Mapping[s
         "MPLCONFIGDIR": str(build / "matplotlib"),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        **dict.fromkeys(("USER", "LOGNAME", "USERNAME"), "reader"),
+        **dict.fromkeys(("USER", "LOGNAME", "USERNAME"), USER),
     }
 
 
@@ -371,7 +367,9 @@ def execute_outdated(
         executor = Executor(results, workers, app.config.nb_execution_timeout)
         executor.run(stale)
         if executor.failures:
-            raise ChapterError(_report(executor.failures))
+            # Not an exception: Jupyter Book would add a traceback of its own, and the reader
+            # would have to look for ours above it.
+            sys.exit(report(executor.failures))
     else:
         logger.info(f"all {len(chapters)} chapters have been executed before; nothing changed")
     # Sphinx compares times of files only. A page is old, too, if it was read before its last run.
@@ -382,12 +380,13 @@ def execute_outdated(
     ]
 
 
-def _report(failures: list[Failure]) -> str:
+def report(failures: list[Failure]) -> str:
+    """Say what failed, for whoever has to mend it."""
     names = ", ".join(failure.chapter for failure in failures)
     text = "\n\n".join(f"──── {failure.chapter} ────\n{failure.text}" for failure in failures)
     if not sys.stderr.isatty():
         text = COLOURS.sub("", text)
-    return f"failed: {names}\n\n{text}\n"
+    return f"\n{text}\n\nThe book was not built: {names} failed."
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
