@@ -86,7 +86,7 @@ class Connection:
     client_address, server_address
         ``(host, port)`` of both ends as the client saw them; made up for Unix-domain sockets.
     opened
-        When the tap accepted it, in nanoseconds.
+        When the tap had accepted it and reached the server, in nanoseconds.
     chunks
         The bytes, ordered by time.
     ends
@@ -148,11 +148,11 @@ class Capture:
         )
 
     @classmethod
-    def load(cls, path: str | Path) -> Capture:
+    def load(cls, path: str | Path, *, links: Mapping[int, Link] | None = None) -> Capture:
         """Read a pcapng or pcap file; see :func:`underhood.capture.pcapng.load`."""
         from underhood.capture import pcapng
 
-        return pcapng.load(path)
+        return pcapng.load(path, links=links)
 
     def save(self, path: str | Path, *, keys: bool = False) -> Path:
         """Write a pcapng file; see :func:`underhood.capture.pcapng.save`."""

@@ -180,7 +180,6 @@ class _Side(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self.ended = False
         self.congested = False
-        self.early: list[bytes] = []
 
     # ---- what the event loop calls
 
@@ -194,20 +193,20 @@ class _Side(asyncio.BufferedProtocol):
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        time_ns = now_ns()
         data = bytes(_BUFFER[:nbytes])
-        self.peer.forward(data)
-        direction = self.direction
-        for _, flow in self.relay.flows:
-            flow.data(time_ns, direction, data)
+        if self.relay.stands:
+            self.pass_on(data)
+        else:
+            self.relay.keep(data)
 
     def eof_received(self) -> bool:
         self.ended = True
-        self.relay.tell_end(self.direction, "fin")
+        if not self.relay.stands:
+            return True
+        self.pass_on_end()
         if self.peer.ended:
             self.relay.close()
         else:
-            self.peer.forward_eof()
             asyncio.get_running_loop().call_later(_WATCH_S, self._watch)
         return True  # keep the socket open for the other direction
 
@@ -223,33 +222,26 @@ class _Side(asyncio.BufferedProtocol):
         self.congested = False
         self.peer.resume()
 
-    # ---- what the other side calls
+    # ---- how it works for the other side
 
-    def forward(self, data: bytes) -> None:
-        """Write what the peer has read, or keep it until this side is connected."""
-        if self.transport is None:
-            self.early.append(data)
-            if sum(map(len, self.early)) > _HIGH_WATER:
-                self.peer.pause()
-        elif not self.transport.is_closing():
-            self.transport.write(data)
+    def pass_on(self, data: bytes) -> None:
+        """Have the peer write what this side has read, and tell."""
+        time_ns = now_ns()
+        peer = self.peer.transport
+        if peer is not None and not peer.is_closing():
+            peer.write(data)
+        direction = self.direction
+        for _, flow in self.relay.flows:
+            flow.data(time_ns, direction, data)
 
-    def forward_eof(self) -> None:
-        """Pass on that the peer will say no more."""
-        if self.transport is not None and not self.transport.is_closing():
-            # The peer of a socket that is already gone gets to know it by a reset.
+    def pass_on_end(self) -> None:
+        """Have the peer say that this side will say no more, and tell."""
+        peer = self.peer.transport
+        if peer is not None and not peer.is_closing():
+            # The peer may just be gone; it says so by a reset.
             with contextlib.suppress(OSError):
-                self.transport.write_eof()
-
-    def flush_early(self) -> None:
-        """Write what the peer said before this side was connected."""
-        early, self.early = self.early, []
-        for data in early:
-            self.forward(data)
-        if self.peer.ended:
-            self.forward_eof()
-        elif not self.congested:
-            self.peer.resume()
+                peer.write_eof()
+        self.relay.tell_end(self.direction, "fin")
 
     def pause(self) -> None:
         if self.transport is not None and not self.ended:
@@ -284,31 +276,45 @@ class _Side(asyncio.BufferedProtocol):
 
 
 class _Relay:
-    """One connection through a tap: the client's side, the target's side, and who is told."""
+    """One connection through a tap: the client's side, the target's side, and who is told.
+
+    It stands once the target is reached, and is told from then on: what a client says before, or
+    to a target that is never reached, has not passed.
+    """
 
     def __init__(self, tap: Tap) -> None:
         self.tap = tap
         self.flows: list[tuple[Sink, Flow]] = []
         self.near, self.far = _Side(self, ">"), _Side(self, "<")
         self.near.peer, self.far.peer = self.far, self.near
-        self.over = False
+        self.stands = self.over = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._dialling: asyncio.Task[None] | None = None
+        self._early: list[bytes] = []
 
     def connected(self, side: _Side) -> None:
-        if side is self.far:
-            if self.over:
-                side.close(reset=True)
-            else:
-                side.flush_early()
-            return
-        time_ns = now_ns()
-        assert side.transport is not None
-        client, server = _addresses(side.transport, self.tap.shown_address)
-        for sink, link in self.tap.links.items():
-            self.flows.append((sink, sink.opened(link, client, server, time_ns)))
-        self.tap.relays.add(self)
-        self._dialling = asyncio.get_running_loop().create_task(self._dial())
+        """Go on when a side is connected: the client's first, then the target's."""
+        if side is self.near:
+            self.tap.relays.add(self)
+            self._dialling = asyncio.get_running_loop().create_task(self._dial())
+        elif self.over:
+            side.close(reset=True)
+        else:
+            self._tell_opened()
+            self.stands = True
+            early, self._early = self._early, []
+            for data in early:
+                self.near.pass_on(data)
+            if self.near.ended:
+                self.near.pass_on_end()
+            elif not side.congested:
+                self.near.resume()
+
+    def keep(self, data: bytes) -> None:
+        """Keep what the client says before the target is reached."""
+        self._early.append(data)
+        if sum(map(len, self._early)) > _HIGH_WATER:
+            self.near.pause()
 
     async def _dial(self) -> None:
         """Connect to the target; it may not be up yet."""
@@ -318,10 +324,18 @@ class _Relay:
             if time.monotonic() >= give_up:
                 self._dialling = None
                 self.tap.refused()
+                self._tell_opened()
                 self.lost(self.far, broken=True)
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 1.1, _RETRY_LAST_S)
+
+    def _tell_opened(self) -> None:
+        time_ns = now_ns()
+        if self.near.transport is not None:
+            client, server = _addresses(self.near.transport, self.tap.shown_address)
+            for sink, link in self.tap.links.items():
+                self.flows.append((sink, sink.opened(link, client, server, time_ns)))
 
     def tell_end(self, direction: Direction, kind: Literal["fin", "reset"]) -> None:
         time_ns = now_ns()
