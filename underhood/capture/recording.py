@@ -100,6 +100,12 @@ _active: list[Recording] = []
 _count = 0
 
 
+def active() -> tuple[Recording, ...]:
+    """Return the recordings that run at this moment, the outermost first."""
+    with _lock:
+        return tuple(_active)
+
+
 class Recording:
     """A recording: a context manager, for ``with`` as well as for ``async with``.
 
