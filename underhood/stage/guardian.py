@@ -90,7 +90,7 @@ def sweep(
     *,
     below: int | None = None,
     grace: float = GRACE,
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> None:
     """End every process of a home: ask first, then insist, until none is left.
 
@@ -169,6 +169,9 @@ class _Guardian:
                 for line in lines:
                     self._obey(json.loads(line))
         sweep(self._mark, below=os.getpid(), meanwhile=self._collect)
+        end = time.monotonic() + 1.0
+        while self._collect() and time.monotonic() < end:
+            time.sleep(0.01)
         remove(self._folder)
 
     def _obey(self, order: dict[str, Any]) -> None:
@@ -203,15 +206,15 @@ class _Guardian:
         else:
             self._tell(started=number, pid=self._children[number].pid)
 
-    def _collect(self) -> None:
-        """Collect ended children: our own, and orphans that were handed to us."""
+    def _collect(self) -> bool:
+        """Collect ended children, our own and orphans handed to us; say if any are left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return False
             if pid == 0:
-                return
+                return True
             for number, child in self._children.items():
                 if child.pid == pid:
                     child.returncode = os.waitstatus_to_exitcode(status)
