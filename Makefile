@@ -17,9 +17,12 @@ environment = command -v "$(PYTHON)" >/dev/null || { \
 	echo "No $(PYTHON) was found. Install Python 3.11 or newer, or say where it is: make PYTHON=/path/to/python3.12 $@" >&2; \
 	exit 1; }; "$(PYTHON)" .ci/environment.py
 
+# The keeper ends with make: whatever the build started ends then, too.
+build = exec "$(BIN)/python" book/_ext/keeper.py $$PPID "$(BIN)/jupyter-book" build . -W -n --keep-going
+
 book:
 	@$(environment) book
-	@"$(BIN)/jupyter-book" build . -W -n --keep-going
+	@$(build)
 	@echo
 	@echo "The site is here: $(CURDIR)/_build/html/index.html"
 

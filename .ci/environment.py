@@ -3,11 +3,13 @@
 Usage: ``python3 .ci/environment.py book``, or ``test``, or ``pins``.
 
 ``book``
-    Creates ``.venv`` and installs ``requirements.txt`` into it.
+    Creates ``.venv``, installs ``requirements.txt`` into it, and sees to a Chromium, in which
+    chapters open JupyterLab.
 ``test``
-    Does that, and sees to the programs that only the tests need: Chromium, Node.js with the
-    packages of ``package-lock.json``, and tshark. What cannot be had is said; the tests that
-    need it are then skipped, or fail if ``UNDERHOOD_REQUIRE_LIVE`` is set.
+    Does that, and sees to what only the tests need: Node.js with the packages of
+    ``package-lock.json``, and tshark.
+    What cannot be had is said. Chapters then replay a recording, and tests are skipped, unless
+    ``UNDERHOOD_REQUIRE_LIVE`` is set: then both fail.
 ``pins``
     Writes ``requirements.txt`` anew from what is installed in ``.venv``.
 
@@ -127,7 +129,7 @@ def create_venv(python: str) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         if run(python, "-m", "pip", "install", "--quiet", "--target", folder, "virtualenv") and run(
-            python, "-m", "virtualenv", VENV, PYTHONPATH=folder
+            python, "-m", "virtualenv", VENV, variables={"PYTHONPATH": folder}
         ):
             return
     version = subprocess.check_output(
@@ -193,13 +195,18 @@ def write_pins() -> None:
     say(f"requirements.txt now holds {len(pins)} pins.")
 
 
-# ---- what only the tests need
+# ---- browser, Node.js, tshark
 
 
 def set_up_chromium() -> None:
     """See to it that there is a Chromium, the system's or Playwright's."""
     if any(shutil.which(name) for name in CHROMIUM):
         return
+    # What could not be had is not tried again each time, unless it is a must.
+    tried, value = VENV / "chromium", digest(REQUIREMENTS)
+    if is_fresh(tried, value) and not os.environ.get("UNDERHOOD_REQUIRE_LIVE"):
+        return
+    tried.write_text(value)
     launch = (
         "from playwright.sync_api import sync_playwright as start\n"
         "with start() as p: p.chromium.launch(args=['--no-sandbox']).close()"
@@ -215,8 +222,8 @@ def set_up_chromium() -> None:
     deps = ("--with-deps",) if is_root_on_debian() else ()
     if not (run(*install, *deps) and run(PYTHON, "-c", launch)):
         say(
-            "No Chromium could be installed: what needs a browser is skipped, or replayed from a\n"
-            "recording. Install Chromium or Google Chrome, or run\n"
+            "No Chromium could be installed: chapters that need a browser replay a recording.\n"
+            "To change that, install Chromium or Google Chrome, or run\n"
             "    .venv/bin/playwright install --with-deps chromium"
         )
 
@@ -257,7 +264,7 @@ def set_up_tshark() -> None:
 
 
 STEPS = {
-    "book": (set_up_python,),
+    "book": (set_up_python, set_up_chromium),
     "test": (set_up_python, set_up_chromium, set_up_node, set_up_tshark),
     "pins": (set_up_python, write_pins),
 }

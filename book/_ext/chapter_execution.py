@@ -156,7 +156,8 @@ class KeptKernelManager(AsyncKernelManager):
 
     def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
         """Return the command of the kernel, preceded by its keeper's."""
-        return [sys.executable, str(KEEPER), *super().format_kernel_cmd(extra_arguments)]
+        keeper = [sys.executable, str(KEEPER), str(os.getpid())]
+        return keeper + super().format_kernel_cmd(extra_arguments)
 
 
 @dataclass(slots=True)
@@ -168,13 +169,18 @@ class Failure:
 
 
 class RunningCell:
-    """Remembers which cell of a chapter is being executed."""
+    """Remembers which cell of a chapter is being executed, and how it failed."""
 
     index: int | None = None
+    traceback: str = ""
 
     def begins(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
         """Take note, as nbclient's ``on_cell_execute``."""
         self.index = cell_index
+
+    def fails(self, execute_reply: Mapping[str, Any], **_: object) -> None:
+        """Take note, as nbclient's ``on_cell_error``."""
+        self.traceback = "\n".join(execute_reply["content"].get("traceback", []))
 
     def describe(self, chapter: Chapter, what: str) -> str:
         """Say which cell failed, what it holds, and how it failed."""
@@ -260,8 +266,8 @@ class Executor:
                 try:
                     await self._execute(chapter, folder, cell)
                     return None
-                except CellExecutionError as error:
-                    return Failure(chapter.name, cell.describe(chapter, error.traceback))
+                except CellExecutionError:
+                    return Failure(chapter.name, cell.describe(chapter, cell.traceback))
                 except (CellTimeoutError, DeadKernelError) as error:
                     return Failure(chapter.name, cell.describe(chapter, f"{error}{_said(folder)}"))
                 except RuntimeError as error:
@@ -292,6 +298,7 @@ class Executor:
             startup_timeout=120,
             record_timing=False,
             on_cell_execute=cell.begins,
+            on_cell_error=cell.fails,
             resources={"metadata": {"path": str(chapter.path.parent)}},
         )
         begin = time.monotonic()

@@ -6,7 +6,8 @@ one in a session of its own, becomes the keeper's child instead of getting lost.
 ends, when the keeper is asked to end, or when the process that started the keeper is gone, it
 kills every descendant and ends itself. Elsewhere than on Linux, orphans of orphans can be missed.
 
-Usage: ``python keeper.py COMMAND…``. The exit code is the command's.
+Usage: ``python keeper.py PARENT COMMAND…``, where PARENT is the process id of whoever starts the
+keeper (it may be gone before the keeper has begun to look). The exit code is the command's.
 """
 
 from __future__ import annotations
@@ -76,9 +77,8 @@ def reap(command: int | None) -> int | None:
     return status
 
 
-def main(command: list[str]) -> int:
-    """Run ``command`` until it ends, or until we are to end; leave nothing behind."""
-    parent = os.getppid()
+def main(parent: int, command: list[str]) -> int:
+    """Run ``command`` until it ends, or until ``parent`` or we are to end; leave nothing behind."""
     wake, told = os.pipe()
     for end in (wake, told):
         os.set_blocking(end, False)
@@ -100,14 +100,16 @@ def main(command: list[str]) -> int:
         prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         prctl(PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
 
-    # The kernel watches its parent, which is the keeper.
-    kernel = subprocess.Popen(command, env={**os.environ, "JPY_PARENT_PID": str(os.getpid())})
+    if os.getppid() != parent:
+        return 128 + signal.SIGTERM
+    # A kernel watches its parent, which is the keeper.
+    child = subprocess.Popen(command, env={**os.environ, "JPY_PARENT_PID": str(os.getpid())})
     status = None
     while status is None and not asked_to_end and os.getppid() == parent:
         select.select([wake], [], [], LOOK_EVERY)
         with contextlib.suppress(BlockingIOError):
             os.read(wake, 512)
-        status = reap(kernel.pid)
+        status = reap(child.pid)
     kill_descendants()
     if status is None:
         return 128 + signal.SIGTERM
@@ -116,4 +118,4 @@ def main(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
