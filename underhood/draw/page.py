@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache, cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from underhood.draw import scene as scenery
 from underhood.draw.palette import CHANNELS, Theme, marks, variables
+from underhood.draw.words import Clock, tint
 
 if TYPE_CHECKING:
     from underhood.draw.scene import Scene
@@ -50,10 +52,11 @@ class Picture:
         scene: Scene | None,
         trace: Trace,
         caption: str = "",
+        fates: Mapping[int, str] | None = None,
     ) -> None:
         self.kind, self.title, self.description, self.caption = kind, title, description, caption
         self.trace, self._scene = trace, scene
-        self._shown = 0
+        self._fates, self._shown = fates or {}, 0
 
     def __repr__(self) -> str:
         from underhood.draw.table import as_text
@@ -132,7 +135,8 @@ class Picture:
             if self.caption
             else "",
         ]
-        messages = "".join(_details(m, f"{own_id}-m{m.number}", self.trace) for m in self.trace)
+        clock = Clock(self.trace)
+        messages = "".join(_details(m, f"{own_id}-m{m.number}", clock) for m in self.trace)
         if drawing:
             parts.append(
                 '<details class="uh-fold"><summary>Messages, one by one</summary>'
@@ -157,9 +161,8 @@ class Picture:
         )
 
 
-def _details(message: Message, own_id: str, trace: Trace) -> str:
+def _details(message: Message, own_id: str, clock: Clock) -> str:
     """Write one message as something to open, that works without a script."""
-    start = trace[0].time_ns
     parts = []
     jupyter = message.jupyter
     if jupyter is not None:
@@ -168,7 +171,7 @@ def _details(message: Message, own_id: str, trace: Trace) -> str:
             parts.append(f"<dt>{name}</dt><dd><pre>{escape(value)}</pre></dd>")
     # The address stands on what is inside, so that following it opens the details.
     return (
-        f'<details class="uh-message u-{tint(message)}"><summary>{escape(sentence(message, start))}'
+        f'<details class="uh-message u-{tint(message)}"><summary>{escape(clock.sentence(message))}'
         f'</summary><dl id="{own_id}">{"".join(parts)}</dl></details>\n'
     )
 
@@ -185,48 +188,3 @@ def style_sheet() -> str:
     """Return the style sheet of every picture."""
     own = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     return f"{variables()}\n{marks('.underhood ')}\n{own}"
-
-
-# ---- words that all pictures share
-
-
-def tint(message: Message) -> str:
-    """Return the name under which the palette has the message's channel."""
-    if message.protocol == "websocket" and message.jupyter is None:
-        return "websocket"
-    return message.channel if message.channel in CHANNELS else "other"
-
-
-def milliseconds(ns: int) -> str:
-    """Write a time in milliseconds, to one decimal below a hundred."""
-    ms = ns / 1e6
-    return f"{ms:.1f}" if abs(ms) < 100 else f"{ms:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-_UNITS: Final = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"))
-
-
-def in_words(ns: int) -> str:
-    """Write a duration with its unit: ``"340 µs"``, ``"2.1 ms"``, ``"1.3 s"``."""
-    for size, unit in _UNITS:
-        if ns >= size:
-            value = ns / size
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
-    return f"{ns} ns"
-
-
-def sentence(message: Message, start: int, fate: str = "") -> str:
-    """Say one message in words: ``"iopub, kernel to client, status busy, at 1.2 ms"``."""
-    says = f"{message.label} {message.detail}".strip()
-    when = f"{milliseconds(message.time_ns - start)} ms after the first"
-    return ", ".join(
-        p
-        for p in (
-            tint(message) if message.protocol == "websocket" else message.channel,
-            f"{message.sender} to {message.receiver}",
-            says,
-            when if message.time_ns > start else "at the start",
-            fate,
-        )
-        if p
-    )

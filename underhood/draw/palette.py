@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 Theme: TypeAlias = Literal["light", "dark"]
-Head: TypeAlias = Literal["filled", "open", "diamond", "double", "dot", "hollow", "open-double"]
+Head: TypeAlias = Literal["filled", "open", "diamond", "double", "dot", "hollow", "chevrons"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ CHANNELS: Final[dict[str, Channel]] = {
     "control": Channel("#b0123f", "#ff95a8", (), "double", 1.7, "solid line, double head"),
     "heartbeat": Channel("#59616d", "#aab3c0", (1.6, 3.2), "dot", 1.7, "dotted line, round head"),
     "http": Channel("#2a681c", "#8ccf7e", (), "hollow", 1.3, "thin line, hollow head"),
-    "websocket": Channel("#9b2777", "#f19ad4", (13, 3), "open-double", 1.7, "long dashes, two tips"),
+    "websocket": Channel("#9b2777", "#f19ad4", (13, 3), "chevrons", 1.7, "long dashes, two tips"),
     "other": Channel("#3c424d", "#c9ced6", (3, 3), "open", 1.3, "short dashes, open head"),
 }  # fmt: skip
 
@@ -66,6 +66,7 @@ COLOURS: Final[dict[str, tuple[str, str]]] = {
     "line": ("#a6a99f", "#5c626e"),
     "rule": ("#dedbd1", "#343a45"),
     "edge": ("#b4820f", "#c99a36"),
+    "hover": ("#ebe7da", "#2c323d"),
     "focus": ("#0b57d0", "#a8c7fa"),
 }
 
@@ -92,10 +93,13 @@ PARTS: Final[dict[str, Part]] = {
     "life": Part(stroke="line", width=1),
     "pause": Part(stroke="line", width=1, dash=(1.5, 4)),
     "busy": Part(stroke="edge", fill="busy", width=1),
-    "box": Part(stroke="ink", fill="paper", width=1.2),
+    "name-box": Part(fill="ink"),
+    "veil": Part(fill="none"),
     "band": Part(stroke="rule", fill="wash", width=1),
+    "tab": Part(stroke="rule", fill="paper", width=1),
     "note": Part(stroke="edge", fill="paper", width=1),
-    "tick": Part(stroke="rule", width=1),
+    "crease": Part(stroke="edge", width=1),
+    "tie": Part(stroke="line", width=0.8),
     "fold": Part(stroke="muted", width=1.2),
     "hit": Part(fill="none"),
 }
@@ -113,7 +117,7 @@ class Type:
 
 
 TYPES: Final[dict[str, Type]] = {
-    "name": Type(13, bold=True),
+    "name": Type(13, "paper", bold=True),
     "label": Type(12.5, _TINT, bold=True),
     "detail": Type(12.5, _TINT),
     "time": Type(10.5, "muted"),

@@ -222,9 +222,9 @@ class SceneArtist(Artist):
             width, dash = channel.width, channel.dash
         context = renderer.new_gc()
         context.set_foreground(stroke or "none")
-        context.set_linewidth(renderer.points_to_pixels(width) if stroke else 0)
+        context.set_linewidth(width if stroke else 0)
         if dash:
-            context.set_dashes(0, [renderer.points_to_pixels(d) for d in dash])
+            context.set_dashes(0, dash)
         context.set_joinstyle("round")
         rgb = _rgb(fill) if fill else None
         renderer.draw_path(context, _outline(mark), flip, rgb)

@@ -10,7 +10,8 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 from unicodedata import east_asian_width
 
-from underhood.draw.page import Picture, milliseconds, tint
+from underhood.draw.page import Picture
+from underhood.draw.words import channel, messages, milliseconds, says
 
 if TYPE_CHECKING:
     from underhood.trace import Message, Trace
@@ -32,11 +33,11 @@ def table(trace: Trace, *, title: str | None = None, caption: str | None = None)
     caption
         What to look for.
     """
-    count = "One message" if len(trace) == 1 else f"{len(trace)} messages"
+    count = messages(len(trace))
     return Picture(
         kind="table",
-        title=title or count,
-        description=f"Table of {count.lower()}.",
+        title=title or count[0].upper() + count[1:],
+        description=f"Table of {count}.",
         scene=None,
         trace=trace,
         caption=caption or "",
@@ -50,14 +51,13 @@ def cells(trace: Trace) -> list[tuple[str, ...]]:
 
 
 def _row(message: Message, start: int) -> tuple[str, ...]:
-    says = f"{message.label}: {message.detail}" if message.detail else message.label
     return (
         str(message.number),
         milliseconds(message.time_ns - start),
         message.sender,
         message.receiver,
-        tint(message) if message.protocol == "websocket" else message.channel,
-        says,
+        channel(message),
+        says(message),
         f"{message.size}",
     )
 
