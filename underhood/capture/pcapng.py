@@ -30,7 +30,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from underhood.capture.store import (
     CLIENT_TO_SERVER,
@@ -127,13 +127,17 @@ def _block(kind: int, body: bytes) -> bytes:
     return _pack_length(kind) + length + body + length
 
 
+class _Writable(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
 class Writer:
     """Writes a capture while it happens; a tap can tell it directly (it is a sink).
 
     Parameters
     ----------
     file
-        Open for writing bytes. It can be cut anywhere and still be read up to there.
+        Takes bytes. What it got can be cut anywhere and still be read up to there.
     name, notes
         The capture's.
     keys
@@ -142,7 +146,7 @@ class Writer:
 
     def __init__(
         self,
-        file: BinaryIO,
+        file: _Writable,
         *,
         name: str = "capture",
         notes: Mapping[str, str] | None = None,

@@ -111,22 +111,23 @@ class TapThread:
                 self._loop = asyncio.SelectorEventLoop()
                 self._loop.set_exception_handler(_quiet)
                 self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="underhood taps", daemon=True
+                    target=_serve, args=(self._loop,), name="underhood taps", daemon=True
                 )
                 self._thread.start()
 
     def release(self, holder: object) -> None:
-        """Let the thread end if nobody else holds it."""
+        """Let the thread end if nobody else holds it; who did not hold it changes nothing."""
         with self._lock:
-            self._holders.discard(holder)
+            if holder not in self._holders:
+                return
+            self._holders.remove(holder)
             if self._holders or self._loop is None or self._thread is None:
                 return
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
             loop.call_soon_threadsafe(loop.stop)
-            thread.join(5)
-            if not thread.is_alive():
-                loop.close()
+            if thread is not threading.current_thread():
+                thread.join(5)
 
     def run(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
         """Run a coroutine function on the thread and return its result; wait for it.
@@ -149,6 +150,13 @@ class TapThread:
     def forget(self) -> None:
         """Start anew in a forked child, which has no copy of the thread."""
         self.__init__()  # type: ignore[misc]
+
+
+def _serve(loop: asyncio.SelectorEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 def _quiet(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -357,7 +365,7 @@ class _Relay:
             side.close(reset=reset)
         if self.near.transport is None and self.far.transport is None and not self.done.done():
             self.done.set_result(None)
-            self.tap.relays.discard(self)
+            self.tap.ended(self)
 
 
 async def _connect(side: _Side, targets: Sequence[Endpoint]) -> bool:
@@ -373,14 +381,19 @@ async def _connect(side: _Side, targets: Sequence[Endpoint]) -> bool:
     return False
 
 
-# Unix-domain sockets have paths, which tell about the machine and fit no packet. Their connections
-# get made-up addresses instead, which start at another port in each process, so that captures of
-# several processes can be merged.
-_made_up = itertools.count(os.getpid() * 509)
+# Unix-domain sockets have paths, which tell about the machine and fit no packet. Instead, a
+# listener's path and each client get a made-up address. The ports count from another one in each
+# process, so that captures of several processes can be merged.
+_made_up_ports = itertools.count(os.getpid() * 509)
 
 
 def _made_up_address() -> Address:
-    return ("127.0.0.1", 1024 + next(_made_up) % (65536 - 1024))
+    return ("127.0.0.1", 1024 + next(_made_up_ports) % (65536 - 1024))
+
+
+@functools.cache
+def _address_of(path: str) -> Address:
+    return _made_up_address()
 
 
 def _addresses(transport: asyncio.Transport, shown: Address) -> tuple[Address, Address]:
@@ -406,6 +419,8 @@ class Tap:
     patience
         How long to try, in seconds, while the target is not up. After that the client's
         connection is reset.
+    until_refused
+        Whether to stop, once no sink is left, as soon as the target is found to be gone.
 
     Attributes
     ----------
@@ -422,6 +437,7 @@ class Tap:
         links: Mapping[Sink, Link],
         *,
         patience: float = 30.0,
+        until_refused: bool = False,
     ) -> None:
         self.address = listen
         self.targets = tuple(targets)
@@ -430,14 +446,14 @@ class Tap:
         self.relays: set[_Relay] = set()
         self.shown_address: Address = ("", 0)
         self._server: asyncio.Server | None = None
-        self._stops_when_refused = False
+        self._until_refused = until_refused
 
     async def listen(self) -> None:
         """Start to listen; runs on the taps' thread (use :func:`start`)."""
         sock = _listener(self.address)
         loop = asyncio.get_running_loop()
         if isinstance(self.address, str):
-            self.shown_address = _made_up_address()
+            self.shown_address = _address_of(self.address)
             self._server = await loop.create_unix_server(lambda: _Relay(self).near, sock=sock)
         else:
             self.address = self.shown_address = sock.getsockname()[:2]
@@ -462,15 +478,19 @@ class Tap:
         self.links.pop(sink, None)
         for relay in self.relays:
             relay.flows = [(taker, flow) for taker, flow in relay.flows if taker is not sink]
-
-    def stop_when_refused(self) -> None:
-        """Stop to listen as soon as the target is found to be gone."""
-        self.patience, self._stops_when_refused = 0.0, True
+        if self._until_refused and not self.links:
+            self.patience = 0.0
 
     def refused(self) -> None:
         """Note that the target did not answer as long as patience lasted."""
-        if self._stops_when_refused:
+        if self._until_refused and not self.links:
             self._stop_listening()
+
+    def ended(self, relay: _Relay) -> None:
+        """Note that a connection is over."""
+        self.relays.discard(relay)
+        if self._until_refused and self._server is None and not self.relays:
+            THREAD.release(self)
 
     def _stop_listening(self) -> None:
         if self._server is not None:
@@ -547,16 +567,21 @@ def stop(*taps: Tap, drain: float = 1.0) -> None:
             THREAD.release(tap)
 
 
+def detach_here(sink: Sink) -> None:
+    """Have no tap of this process tell the sink any more; runs on the taps' thread."""
+    for holder in THREAD.holders:
+        if isinstance(holder, Tap):
+            holder.detach(sink)
+
+
 def detach(sink: Sink) -> None:
     """Have no tap of this process tell the sink any more.
 
     Everything that a client has received before this is called, the sink has been told.
     """
 
-    async def detach_all() -> None:
-        for holder in THREAD.holders:
-            if isinstance(holder, Tap):
-                holder.detach(sink)
+    async def on_thread() -> None:
+        detach_here(sink)
 
     if THREAD.running:
-        THREAD.run(detach_all)
+        THREAD.run(on_thread)
