@@ -64,7 +64,8 @@ class Place:
         for owner in self._owners:
             if owner.poll() is None:
                 os.killpg(owner.pid, signal.SIGKILL)
-            owner.communicate()
         for process in self.processes():
             process.kill()
+        for owner in self._owners:
+            owner.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)

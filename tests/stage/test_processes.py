@@ -97,6 +97,8 @@ asyncio.run(main())
 async def test_a_home_is_gone_with_everything_in_it() -> None:
     async with Home() as home:
         child = await home.start(["sh", "-c", FAMILY], name="family")
+        while "ready" not in child.log:
+            await asyncio.sleep(0.01)
         processes = psutil.Process(child.pid).children(recursive=True)
         assert home.folder.is_dir()
         assert child.returncode is None

@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from underhood.capture.recording import environment
 from underhood.stage import guardian
 from underhood.stage.browser import MissingActor, chromium
 from underhood.stage.lab import FrontEnd, in_page
@@ -31,7 +32,6 @@ from underhood.stage.server import (
     FRONT_END_ARGUMENTS,
     Response,
     Taps,
-    kernels_environment,
     request,
     settle,
 )
@@ -255,7 +255,7 @@ async def jupyterhub(
                 "hub": f"http://{HOST}:{taps.before(hub_port, server, 'hub')}",
                 "environment": {
                     **_users_environment(home, folders[user]),
-                    **kernels_environment(server),
+                    **environment(server),
                 },
             }
         configuration = home.folder / "jupyter" / "jupyterhub_config.py"

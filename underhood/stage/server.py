@@ -22,7 +22,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
-from underhood.capture.recording import active
+from underhood.capture.recording import active, environment
 from underhood.capture.store import Link
 from underhood.capture.tap import Tap, start, stop
 from underhood.stage.processes import HOST, Child, Home
@@ -175,7 +175,7 @@ async def jupyter_server(
                 *arguments,
             ],
             name="Jupyter Server",
-            environment={"JUPYTER_TOKEN": token, **kernels_environment("server")},
+            environment={"JUPYTER_TOKEN": token, **environment("server")},
         )
         stack.push_async_callback(process.stop)
         port = 0
@@ -230,14 +230,6 @@ class Taps:
     async def close(self) -> None:
         """Stop them, after their actors have ended."""
         await asyncio.to_thread(stop, *self._taps)
-
-
-def kernels_environment(client: str) -> dict[str, str]:
-    """Return what makes a child's kernels tapped, with the child as their ``client``."""
-    environment: dict[str, str] = {}
-    for recording in active():
-        environment |= recording.environment(client=client)
-    return environment
 
 
 async def request(
