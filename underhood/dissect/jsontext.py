@@ -28,11 +28,17 @@ _LITERALS: Final = {b"true": "boolean", b"false": "boolean", b"null": "null"}
 class Names:
     """Which keys of ``explanations.yml`` the members of an object have.
 
-    A member ``name`` gets the key ``prefix.name``; ``below`` names the members of its value.
+    A member ``name`` gets the key ``prefix.name``, unless ``keys`` has another for it; ``below``
+    names the members of its value.
     """
 
     prefix: str
     below: Mapping[str, Names] = field(default_factory=lambda: MappingProxyType({}))
+    keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def key(self, name: str) -> str:
+        """Return the key of a member."""
+        return self.keys.get(name) or f"{self.prefix}.{name}"
 
 
 def read_json(data: bytes) -> tuple[Any, str]:
@@ -130,7 +136,7 @@ def json_spans(data: bytes, base: int = 0, names: Names | None = None) -> tuple[
         # A value is complete: it belongs to a member, an array, or is the whole text.
         top.children.append(made)
         if top.name is not None:
-            key = f"{top.names.prefix}.{top.name}" if top.names else "json.member"
+            key = top.names.key(top.name) if top.names else "json.member"
             member = Span(
                 top.start, made.end - top.start, top.name or "(no name)", made.value, key,
                 tuple(top.children),

@@ -224,17 +224,35 @@ _DETAILS: Final = {
 
 HEADER_NAMES: Final = Names("jupyter.header")
 PARENT_NAMES: Final = Names("jupyter.parent_header")
+# What every reply may have ("Request-Reply"); the status of is_complete_reply is another thing.
+_REPLY_KEYS: Final = {
+    name: f"jupyter.reply.{name}" for name in ("status", "ename", "evalue", "traceback")
+}
+_LANGUAGE: Final = {"language_info": Names("jupyter.kernel_info_reply.language_info")}
+
+
+def _content_names(msg_type: str) -> Names:
+    shared = msg_type.endswith("_reply") and msg_type != "is_complete_reply"
+    return Names(
+        f"jupyter.{msg_type}",
+        _LANGUAGE if msg_type == "kernel_info_reply" else {},
+        _REPLY_KEYS if shared else {},
+    )
+
+
+_CONTENT_NAMES: Final = {msg_type: _content_names(msg_type) for msg_type in MESSAGE_TYPES}
+
+
+def message_key(msg_type: str) -> str:
+    """Return the key of a message of this type."""
+    return f"jupyter.{msg_type}" if msg_type in MESSAGE_TYPES else "jupyter.message"
 
 
 def names_of(part: str, msg_type: str) -> Names | None:
     """Return the keys of the members of a JSON part; None where they are the user's own."""
-    if part == "header":
-        return HEADER_NAMES
-    if part == "parent_header":
-        return PARENT_NAMES
-    if part == "content" and msg_type in MESSAGE_TYPES:
-        return Names(f"jupyter.{msg_type}")
-    return None
+    if part == "content":
+        return _CONTENT_NAMES.get(msg_type)
+    return {"header": HEADER_NAMES, "parent_header": PARENT_NAMES}.get(part)
 
 
 def part_spans(part: str, data: bytes, base: int, msg_type: str) -> tuple[Span, ...]:

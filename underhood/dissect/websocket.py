@@ -30,6 +30,7 @@ from underhood.dissect.jupyter import (
     JSON_PARTS,
     PARENT_NAMES,
     JupyterMessage,
+    message_key,
     names_of,
     part_spans,
 )
@@ -382,7 +383,11 @@ class WebSocketMessage:
     @property
     def span(self) -> Span:
         """The tree of its bytes."""
-        key = "websocket.control" if self.opcode & _CONTROL else f"{self.protocol}.message"
+        message = self.jupyter
+        if message is not None:
+            key = message_key(message.msg_type)
+        else:
+            key = f"websocket.{self.label if self.opcode & _CONTROL else 'message'}"
         return Span(self.start, self.end - self.start, self.label, None, key, self._frame_spans)
 
     def _frame_spans(self) -> Iterator[Span]:

@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from underhood.capture.store import DIRECTIONS, Direction
-from underhood.dissect.jupyter import DELIMITER, JSON_PARTS, JupyterMessage, part_spans
+from underhood.dissect.jupyter import DELIMITER, JSON_PARTS, JupyterMessage, message_key, part_spans
 from underhood.dissect.spans import Span, preview, text, undecoded
 
 GREETING: Final = 64
@@ -326,7 +326,7 @@ class Traffic:
         data, (start, end) = self._side.data, self._body(self._first)
         return (
             self._stop == self._first + 1
-            and end - start >= 32  # name, nonce and the smallest box
+            and end - start >= 33  # name, nonce and the smallest box
             and data.startswith(_SEALED, start)
             and self._side.mechanism == "CURVE"
         )
@@ -449,12 +449,21 @@ class Traffic:
         """The tree of its bytes."""
         start = self.start
         if self._is_command:
-            return Span(
-                start, self.end - start, self.command or "command", None, "zmtp.command",
-                self._command_spans,
-            )  # fmt: skip
-        key = "zmtp.sealed" if self._is_sealed else f"{self.protocol}.message"
-        return Span(start, self.end - start, self.label, None, key, self._frame_spans)
+            label, key, spans = self.command or "command", self._command_key(), self._command_spans
+        elif (message := self.jupyter) is not None:
+            label, key, spans = self.label, message_key(message.msg_type), self._frame_spans
+        else:
+            key = "zmtp.curve.message" if self._is_sealed else "zmtp.message"
+            label, spans = self.label, self._frame_spans
+        return Span(start, self.end - start, label, None, key, spans)
+
+    def _command_key(self) -> str:
+        name, mechanism = self.command, self._side.mechanism
+        if mechanism == "CURVE" and name in _CURVE:
+            return f"zmtp.curve.{name.lower()}"
+        if mechanism == "PLAIN" and name in ("HELLO", "WELCOME", "INITIATE"):
+            return f"zmtp.plain.{name.lower()}"
+        return f"zmtp.{name.lower()}" if name in _COMMANDS else "zmtp.command"
 
     def _envelope(self, frame: int) -> list[Span]:
         data = self._side.data
@@ -526,6 +535,7 @@ class Traffic:
         yield from _named(data, start, end, self._side.mechanism, None)
 
 
+_COMMANDS: Final = ("READY", "ERROR", "SUBSCRIBE", "CANCEL", "PING", "PONG")
 _FLAGS: Final = ((COMMAND, "COMMAND"), (LONG, "LONG"), (MORE, "MORE"))
 
 # Fields of CurveZMQ's commands (RFC 26): name, length (0: the rest), decoder.
@@ -538,7 +548,12 @@ _CURVE: Final[dict[str, tuple[_Field, ...]]] = {
         ("signature_box", 80, None),
     ),
     "WELCOME": (("nonce", 16, None), ("box", 144, None)),
-    "INITIATE": (("cookie", 96, None), ("nonce", 8, None), ("box", 0, None)),
+    "INITIATE": (
+        ("cookie_nonce", 16, None),
+        ("cookie_box", 80, None),
+        ("nonce", 8, None),
+        ("box", 0, None),
+    ),
     "READY": (("nonce", 8, None), ("box", 0, None)),
     "MESSAGE": (("nonce", 8, None), ("box", 0, None)),
 }
@@ -574,9 +589,9 @@ def _named(
     elif name in ("SUBSCRIBE", "CANCEL"):
         yield Span(start, end - start, "topic", text(data[start:end]), "zmtp.topic")
     elif name == "ERROR":
-        yield from _sized(data, start, end, ("error_reason",))
+        yield from _sized(data, start, end, "zmtp.error", ("reason",))
     elif name == "HELLO" and mechanism == "PLAIN":
-        yield from _sized(data, start, end, ("username", "password"))
+        yield from _sized(data, start, end, "zmtp.plain", ("username", "password"))
     elif name == "PING" and end - start >= 2:
         ttl = int.from_bytes(data[start : start + 2], "big")
         yield Span(start, 2, "TTL", ttl, "zmtp.ping.ttl")
@@ -590,13 +605,13 @@ def _named(
         yield Span(start, end - start, "data", data[start:end], "zmtp.command.data")
 
 
-def _sized(data: bytes, start: int, end: int, fields: Sequence[str]) -> Iterator[Span]:
+def _sized(data: bytes, start: int, end: int, prefix: str, fields: Sequence[str]) -> Iterator[Span]:
     """Yield texts that each follow one byte with their length."""
     for name in fields:
         if start == end:
             return
         length = data[start]
-        yield Span(start, 1, f"{name.replace('_', ' ')} length", length, f"zmtp.{name}_length")
+        yield Span(start, 1, f"{name} length", length, f"{prefix}.{name}_length")
         start += 1
         if start + length > end:
             if start < end:
@@ -606,7 +621,7 @@ def _sized(data: bytes, start: int, end: int, fields: Sequence[str]) -> Iterator
             return
         if length:
             said = text(data[start : start + length])
-            yield Span(start, length, name.replace("_", " "), said, f"zmtp.{name}")
+            yield Span(start, length, name, said, f"{prefix}.{name}")
         start += length
     if start < end:
         yield undecoded(start, end, "more bytes than the specification has fields")
