@@ -346,7 +346,8 @@ class Recording:
 
     # ---- a context manager
 
-    def __enter__(self) -> Recording:
+    def start(self) -> Recording:
+        """Begin, as ``with`` does; for a recording that spans several cells of a notebook."""
         if self._folder is not None:
             raise RuntimeError(
                 f"the recording {self.name!r} has been used before; call record() for a new one"
@@ -357,17 +358,24 @@ class Recording:
         self._begin()
         return self
 
+    def stop(self) -> None:
+        """End, as leaving ``with`` does."""
+        self._end()
+        self._finish()
+
+    def __enter__(self) -> Recording:
+        return self.start()
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end()
-        self._finish()
+        self.stop()
 
     async def __aenter__(self) -> Recording:
-        return self.__enter__()
+        return self.start()
 
     async def __aexit__(
         self,
