@@ -1,13 +1,18 @@
 # make book    builds the site: sets up .venv, executes the chapters, writes _build/html
+# make test    proves it: style, types, a build, and every test; sets up Chromium and the rest
+# make serve   shows the built site in your browser, on this computer only
 # make clean   removes what was built; .venv stays
 #
-# Every target does its own set-up (.ci/environment.py) and is quick when there is nothing to do.
+# Each target does its own set-up (.ci/environment.py) and is quick when there is nothing to do.
+# Another Python: make PYTHON=/path/to/python3.12 book. A part of the tests: make test TESTS=tests/draw
 
 PYTHON ?= python3
+TESTS ?=
+PORT ?= 8000
 # Paths are relative, so that the project may live in a folder with a blank in its name.
 BIN := .venv/bin
 
-.PHONY: help book clean
+.PHONY: help book test style serve clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,14 +22,33 @@ environment = command -v "$(PYTHON)" >/dev/null || { \
 	echo "No $(PYTHON) was found. Install Python 3.11 or newer, or say where it is: make PYTHON=/path/to/python3.12 $@" >&2; \
 	exit 1; }; "$(PYTHON)" .ci/environment.py
 
-# The keeper ends with make: whatever the build started ends then, too.
-build = exec "$(BIN)/python" book/_ext/keeper.py $$PPID "$(BIN)/jupyter-book" build . -W -n --keep-going
+# The keeper ends with make: whatever was started ends then, too.
+keep = exec "$(BIN)/python" book/_ext/keeper.py $$PPID
+build = $(keep) "$(BIN)/jupyter-book" build . -W -n --keep-going
 
 book:
 	@$(environment) book
 	@$(build)
 	@echo
 	@echo "The site is here: $(CURDIR)/_build/html/index.html"
+
+test:
+	@$(environment) test
+	@$(MAKE) --no-print-directory style
+	@echo "Building the book, with every chapter that has changed …"
+	@$(build)
+	@echo "Running the tests …"
+	@$(keep) "$(BIN)/python" -m pytest $(TESTS)
+
+style:
+	@echo "Checking style and types …"
+	@"$(BIN)/ruff" check --quiet .
+	@"$(BIN)/ruff" format --quiet --check .
+	@"$(BIN)/mypy" --strict underhood
+
+serve: book
+	@echo "Press Ctrl-C to stop."
+	@exec "$(BIN)/python" -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
 clean:
 	rm -rf _build

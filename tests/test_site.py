@@ -1,0 +1,372 @@
+"""The built site as its readers get it: in a browser, in light and dark, wide and narrow.
+
+And its pictures against its captures: every arrow of a sequence diagram is a message that was
+captured while that very page was built, and every message that the diagram claims is an arrow.
+"""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import http.server
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bs4 import BeautifulSoup, Tag
+from conftest import ROOT, missing
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, sync_playwright
+from sphinx_external_toc.parsing import parse_toc_yaml
+
+import underhood
+from underhood import Trace
+
+PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
+OTHERS = ["search"]
+AXE = ROOT / "node_modules/axe-core/axe.min.js"
+
+
+# ---- the arrows
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """What a diagram says of one message, or what the capture does."""
+
+    number: int
+    sender: str
+    receiver: str
+    label: str
+
+
+def squeezed(text: str) -> str:
+    """Return ``text`` without blanks and invisible characters: labels are broken into lines."""
+    return re.sub(r"[\s\u00ad\u200b\u2060]", "", text)
+
+
+def arrows_in(figure: Tag) -> list[Arrow]:
+    """Read the arrows off a drawing, in their order, by where they begin and where they end."""
+    heads = {
+        float(str(name["x"])): " ".join(name.get_text(" ").split())
+        for name in figure.select("svg .u-heads text.u-name")
+    }
+    arrows = []
+    for mark in figure.select("svg [data-message]"):
+        path = " ".join(str(line["d"]) for line in mark.select("path.u-line"))
+        points = [float(x) for x in re.findall(r"[MLH](-?[\d.]+)", path)]
+        sender, receiver = (
+            heads[min(heads, key=lambda x: abs(x - end))] for end in (points[0], points[-1])
+        )
+        label = squeezed("".join(text.get_text() for text in mark.select("text.u-label")))
+        numbers = [mark["data-message"], *str(mark.get("data-folded", "")).split()]
+        arrows += [Arrow(int(str(number)), sender, receiver, label) for number in numbers]
+    return arrows
+
+
+def arrows_of(trace: Trace) -> list[Arrow]:
+    """Say what arrows a diagram of this trace must have."""
+    return [Arrow(m.number, m.sender, m.receiver, squeezed(m.label)) for m in trace]
+
+
+def differences(figure: Tag, captures: Path) -> list[str]:
+    """Compare a sequence diagram with the capture that it says it was drawn from."""
+    capture = underhood.load(captures / f"{figure['data-capture']}.pcapng")
+    expected = arrows_of(capture.trace().select(json.loads(str(figure["data-query"]))))
+    drawn = arrows_in(figure)
+    wrong = []
+    if [a.number for a in drawn] != [a.number for a in expected]:
+        wrong.append(
+            f"arrows {[a.number for a in drawn]} are drawn, "
+            f"messages {[a.number for a in expected]} were captured"
+        )
+    for arrow, message in zip(drawn, expected, strict=False):
+        ends = (arrow.sender, arrow.receiver), (message.sender, message.receiver)
+        if ends[0] != ends[1]:
+            wrong.append(f"arrow {arrow.number} goes {ends[0]}, its message went {ends[1]}")
+        if not arrow.label.startswith(message.label) and not message.label.startswith(
+            arrow.label.split("…")[0] or "?"
+        ):
+            wrong.append(f"arrow {arrow.number} says {arrow.label}, its message {message.label}")
+    return wrong
+
+
+def figures(build: Path, page: str, kind: str = "sequence") -> list[Tag]:
+    html = (build / "html" / f"{page}.html").read_text(encoding="utf-8")
+    return list(BeautifulSoup(html, "html.parser").select(f'[data-underhood="{kind}"]'))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_arrow_is_a_message_captured_in_this_build_and_every_message_an_arrow(build, page):
+    found = figures(build, page)
+    assert found, f"{page} has no sequence diagram"
+    assert sum(len(arrows_in(figure)) for figure in found) > 0
+    wrong = {
+        f"{figure['aria-label']}: {line}"
+        for figure in found
+        for line in differences(figure, build / "captures" / page)
+    }
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def first_figure(build: Path, page: str) -> tuple[Tag, list[Tag]]:
+    """Return a diagram with at least three arrows, parsed anew, and its arrows."""
+    for figure in figures(build, page):
+        marks = figure.select("svg [data-message]")
+        if len(marks) >= 3 and not any(mark.get("data-folded") for mark in marks):
+            return figure, marks
+    pytest.fail(f"{page} has no diagram with three arrows")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_comparison_notices_an_arrow_that_is_dropped_invented_moved_turned_or_renamed(
+    build, page
+):
+    captures = build / "captures" / page
+
+    figure, marks = first_figure(build, page)
+    assert differences(figure, captures) == []
+    marks[1].decompose()
+    assert differences(figure, captures), "a dropped arrow was not noticed"
+
+    figure, marks = first_figure(build, page)
+    invented = BeautifulSoup(str(marks[1]), "html.parser").find()
+    invented["data-message"] = "999999"
+    marks[1].insert_after(invented)
+    assert differences(figure, captures), "an invented arrow was not noticed"
+
+    figure, marks = first_figure(build, page)
+    marks[0].insert_before(marks[1].extract())
+    assert differences(figure, captures), "two arrows in the wrong order were not noticed"
+
+    figure, marks = first_figure(build, page)
+    lines = marks[1].select("path.u-line")
+    ends = re.findall(r"-?[\d.]+", " ".join(str(line["d"]) for line in lines))
+    lines[0]["d"] = f"M{ends[-1]} {ends[1]}H{ends[0]}"
+    for line in lines[1:]:
+        line.decompose()
+    assert differences(figure, captures), "an arrow in the wrong direction was not noticed"
+
+    figure, marks = first_figure(build, page)
+    marks[1].select_one("text.u-label").string = "comm_open"
+    assert differences(figure, captures), "a wrong label was not noticed"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_picture_has_alternative_text_made_from_its_messages(build, page):
+    for figure in figures(build, page):
+        svg = figure.select_one("svg")
+        assert svg.find("title").get_text(strip=True)
+        described = svg.find("desc").get_text(strip=True)
+        arrows = arrows_in(figure)
+        assert arrows[0].label in squeezed(described)
+        for mark in svg.select("[data-message]"):
+            assert mark.get("aria-label"), f"arrow {mark['data-message']} has no name"
+
+
+# ---- the files
+
+
+def texts(build: Path) -> Iterator[tuple[Path, str]]:
+    for path in (build / "html").rglob("*"):
+        if path.suffix in {
+            ".html",
+            ".js",
+            ".json",
+            ".txt",
+            ".md",
+            ".ipynb",
+            ".css",
+            ".svg",
+            ".xml",
+        }:
+            yield path, path.read_text(encoding="utf-8", errors="replace")
+
+
+def test_nothing_of_the_machine_that_built_it_is_in_the_site(build):
+    home, user, host = str(Path.home()), getpass.getuser(), socket.gethostname()
+    traces = {str(ROOT), home, f"/home/{user}", str(Path(sys.base_prefix))}
+    if len(host) > 5:
+        traces.add(host)
+    found = {
+        f"{path.relative_to(build)}: …{text[max(0, at - 60) : at + 80]!r}…"
+        for path, text in texts(build)
+        if "_static" not in path.parts
+        for trace in traces
+        if len(trace) > 3 and (at := text.find(trace)) >= 0
+    }
+    captured = {
+        f"{path.relative_to(build)}: {trace}"
+        for path in (build / "captures").rglob("*.pcapng")
+        for trace in traces
+        if len(trace) > 3 and trace.encode() in path.read_bytes()
+    }
+    assert not found | captured, "\n".join(sorted(found | captured))
+
+
+def test_no_link_inside_the_site_is_broken(build):
+    pages = {
+        path.relative_to(build / "html").as_posix(): BeautifulSoup(
+            path.read_text(encoding="utf-8"), "html.parser"
+        )
+        for path in (build / "html").rglob("*.html")
+        if "_static" not in path.parts
+    }
+    ids = {name: {str(tag["id"]) for tag in page.select("[id]")} for name, page in pages.items()}
+    broken = []
+    for name, page in pages.items():
+        for tag in page.select("a[href], link[href], img[src], script[src]"):
+            address = str(tag.get("href") or tag.get("src"))
+            if re.match(r"[a-z]+:|//", address):
+                continue
+            file, _, anchor = address.partition("#")
+            target = os.path.normpath(os.path.join(os.path.dirname(name), file.split("?")[0]))
+            target = target if file else name
+            if not (build / "html" / target).exists() or (
+                anchor and target in ids and anchor not in ids[target]
+            ):
+                broken.append(f"{name}: {address}")
+    assert not broken, "\n".join(broken)
+
+
+def test_every_id_on_a_page_is_unique(build):
+    for path in (build / "html/book").rglob("*.html"):
+        ids = re.findall(r'\sid="([^"]+)"', path.read_text(encoding="utf-8"))
+        assert sorted({name for name in ids if ids.count(name) > 1}) == [], path.name
+
+
+# ---- in the browser
+
+
+@pytest.fixture(scope="module")
+def address(build: Path) -> Iterator[str]:
+    """The site, served on loopback."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(build / "html"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(
+                executable_path=executable, args=["--no-sandbox"] if os.geteuid() == 0 else []
+            )
+        except Error as error:
+            missing(f"no Chromium could be started: {error.message.splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """A page in the browser, and what happened while it was opened."""
+
+    page: Page
+    console: list[str]
+    requests: list[str]
+
+
+@contextmanager
+def visit(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
+    context = browser.new_context(**options)
+    page = context.new_page()
+    console: list[str] = []
+    requests: list[str] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        console.append(f"{message.type}: {message.text}")
+
+    page.on("console", heard)
+    page.on("pageerror", lambda error: console.append(f"error: {error}"))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(url, wait_until="networkidle")
+    yield Visit(page, console, requests)
+    context.close()
+
+
+MODES = [(theme, width) for theme in ("light", "dark") for width in (1280, 390)]
+
+
+@pytest.mark.parametrize(("theme", "width"), MODES, ids=lambda value: str(value))
+@pytest.mark.parametrize("name", PAGES + OTHERS)
+def test_a_page_opens_silently_from_one_host_fits_and_is_accessible(
+    browser, address, name, theme, width
+):
+    size = {"width": width, "height": 900}
+    with visit(browser, f"{address}{name}.html", color_scheme=theme, viewport=size) as seen:
+        assert seen.page.evaluate("document.documentElement.dataset.theme") == theme
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert [url for url in seen.requests if not url.startswith((address, "data:"))] == []
+        if not AXE.exists():
+            missing("axe-core is not installed: run make test")
+        seen.page.evaluate(AXE.read_text(encoding="utf-8"))
+        violations = seen.page.evaluate("axe.run(document, {preload: false})")["violations"]
+        faults = [f"{v['id']}: {node['html'][:200]}" for v in violations for node in v["nodes"]]
+        assert not faults, "\n".join(faults)
+        assert seen.console == []
+
+
+def test_without_javascript_a_page_can_be_read_and_its_boxes_opened(browser, address):
+    page = next(name for name in PAGES if name != "book/index")
+    with visit(browser, f"{address}{page}.html", java_script_enabled=False) as seen:
+        assert seen.page.locator("[data-underhood] svg").first.is_visible()
+        solution = seen.page.locator("details.solution").first
+        inside = solution.locator(":scope > :not(summary)").first
+        assert not inside.is_visible()
+        solution.locator("summary").click()
+        assert inside.is_visible()
+
+
+def test_a_solution_opens_by_keyboard_alone(browser, address):
+    page = next(name for name in PAGES if name != "book/index")
+    with visit(browser, f"{address}{page}.html") as seen:
+        solution = seen.page.locator("details.solution").first
+        solution.locator("summary").focus()
+        assert not solution.get_attribute("open")
+        seen.page.keyboard.press("Enter")
+        assert solution.get_attribute("open") is not None
+
+
+def test_the_theme_switch_goes_round_and_pictures_follow(browser, address):
+    with visit(browser, f"{address}book/index.html", color_scheme="light") as seen:
+        picture = "getComputedStyle(document.querySelector('[data-underhood]')).colorScheme"
+        seen_themes = {seen.page.evaluate("document.documentElement.dataset.theme")}
+        schemes = {seen.page.evaluate(picture)}
+        for _ in range(3):
+            seen.page.locator(".theme-switch-button:visible").first.click()
+            seen_themes.add(seen.page.evaluate("document.documentElement.dataset.theme"))
+            schemes.add(seen.page.evaluate(picture))
+        assert seen_themes == {"light", "dark"}
+        assert schemes == {"light", "dark"}
+
+
+def test_search_finds_a_chapter(browser, address):
+    with visit(browser, f"{address}search.html?q=heartbeat") as seen:
+        seen.page.wait_for_selector("#search-results li a", timeout=10_000)
+        results = seen.page.locator("#search-results li a").evaluate_all("a => a.map(x => x.href)")
+        assert any("book/meet/kernel.html" in url for url in results)
+
+
+def test_the_root_leads_to_the_first_page(browser, address):
+    with visit(browser, address) as seen:
+        seen.page.wait_for_url("**/book/index.html")
