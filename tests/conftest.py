@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-REQUIRE_LIVE = bool(os.environ.get("UNDERHOOD_REQUIRE_LIVE"))
-
-
-def missing(what: str) -> None:
-    """Skip the test, or fail it where a missing actor is an error."""
-    if REQUIRE_LIVE:
-        pytest.fail(f"{what}, and UNDERHOOD_REQUIRE_LIVE is set", pytrace=False)
-    pytest.skip(what)
+from checkout import ROOT
 
 
 @pytest.fixture(scope="session")

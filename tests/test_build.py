@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 JUPYTER_BOOK = str(Path(sys.executable).parent / "jupyter-book")
 MARK = "UNDERHOOD_TEST_BUILD"

@@ -7,9 +7,9 @@ rest of the process does with its own loops. Each connection is a relay of two s
 is an :class:`asyncio.BufferedProtocol`: data is read into one buffer that all sides share, copied
 out once, *forwarded first and then recorded*. (asyncio's streams cost two to four times as much.)
 
-A tap changes, delays and reorders nothing: asyncio sets TCP_NODELAY on both sides; a half-close is
-passed on as a half-close, and a reset as a reset; a reader that is slower than its writer slows the
-writer down; what the client says before the target is up is kept until it is.
+A tap changes, delays and reorders nothing: both sides have TCP_NODELAY; a half-close is passed on
+as a half-close, and a reset as a reset; a reader that is slower than its writer slows the writer
+down; what the client says before the target is up is kept until it is.
 
 What passes is told to *sinks*: :mod:`underhood.capture.recording` has the two kinds. A tap without
 a sink forwards and tells nobody.
@@ -195,6 +195,9 @@ class _Side(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         transport.set_write_buffer_limits(high=_HIGH_WATER)
+        sock = transport.get_extra_info("socket")
+        if sock.family != getattr(socket, "AF_UNIX", None):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.relay.connected(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -209,13 +212,8 @@ class _Side(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         self.ended = True
-        if not self.relay.stands:
-            return True
-        self.pass_on_end()
-        if self.peer.ended:
-            self.relay.close()
-        else:
-            asyncio.get_running_loop().call_later(_WATCH_S, self._watch)
+        if self.relay.stands:
+            self.pass_on_end()
         return True  # keep the socket open for the other direction
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -250,6 +248,10 @@ class _Side(asyncio.BufferedProtocol):
             with contextlib.suppress(OSError):
                 peer.write_eof()
         self.relay.tell_end(self.direction, "fin")
+        if self.peer.ended:
+            self.relay.close()
+        else:
+            asyncio.get_running_loop().call_later(_WATCH_S, self._watch)
 
     def pause(self) -> None:
         if self.transport is not None and not self.ended:
@@ -295,7 +297,7 @@ class _Relay:
         self.flows: list[tuple[Sink, Flow]] = []
         self.near, self.far = _Side(self, ">"), _Side(self, "<")
         self.near.peer, self.far.peer = self.far, self.near
-        self.stands = self.over = False
+        self.stands = self.over = self._reset = False
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._dialling: asyncio.Task[None] | None = None
         self._early: list[bytes] = []
@@ -306,7 +308,7 @@ class _Relay:
             self.tap.relays.add(self)
             self._dialling = asyncio.get_running_loop().create_task(self._dial())
         elif self.over:
-            side.close(reset=True)
+            side.close(reset=self._reset)
         else:
             self._tell_opened()
             self.stands = True
@@ -357,7 +359,7 @@ class _Relay:
         self.close(reset=broken)
 
     def close(self, *, reset: bool = False) -> None:
-        self.over = True
+        self.over, self._reset = True, self._reset or reset
         if self._dialling is not None:
             self._dialling.cancel()
             self._dialling = None
