@@ -1,6 +1,17 @@
 """The stage: real actors that come and go cleanly, tapped while something is recording."""
 
+from underhood.stage.hub import jupyterhub
+from underhood.stage.lab import jupyterlab, notebook
 from underhood.stage.processes import StartError
+from underhood.stage.replay import MissingActor, ReplayError
 from underhood.stage.server import jupyter_server
 
-__all__ = ["StartError", "jupyter_server"]
+__all__ = [
+    "MissingActor",
+    "ReplayError",
+    "StartError",
+    "jupyter_server",
+    "jupyterhub",
+    "jupyterlab",
+    "notebook",
+]

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from underhood.capture.store import Direction
 from underhood.capture.tap import CLOCK_OFFSET
 from underhood.stage.processes import Home
+from underhood.stage.replay import MissingActor
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
@@ -38,10 +39,6 @@ _FLAGS: Final = (
     # … and no shared memory, of which containers have little.
     "--disable-dev-shm-usage",
 )
-
-
-class MissingActor(RuntimeError):
-    """A program that the stage needs is not installed; the message says how to get it."""
 
 
 @contextlib.asynccontextmanager
@@ -170,6 +167,10 @@ class NetworkTab:
             if (place := places.get(event["requestId"])) is not None:
                 self.requests[place] = replace(self.requests[place], **facts)
 
+        def cached(event: Mapping[str, Any]) -> bool:
+            place = places.get(event["requestId"])
+            return place is not None and self.requests[place].from_cache
+
         def requested(event: Mapping[str, Any]) -> None:
             at = clock.ns(event["timestamp"])
             if earlier := event.get("redirectResponse"):  # the same id goes on elsewhere
@@ -183,12 +184,13 @@ class NetworkTab:
 
         def answered(event: Mapping[str, Any]) -> None:
             answer = event["response"]
-            change(
-                event,
-                status=answer["status"],
-                answered_ns=clock.ns(event["timestamp"]),
-                from_cache=bool(answer.get("fromDiskCache")),
-            )
+            at = event["timestamp"]
+            timing = answer.get("timing")
+            if answer.get("fromDiskCache"):
+                change(event, from_cache=True)
+            elif timing and not cached(event):  # the network's own times are the finer ones
+                at = timing["requestTime"] + timing["receiveHeadersEnd"] / 1e3
+            change(event, status=answer["status"], answered_ns=clock.ns(at))
 
         def finished(event: Mapping[str, Any]) -> None:
             size = int(event["encodedDataLength"])

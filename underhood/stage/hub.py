@@ -20,13 +20,14 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from underhood.capture.recording import environment
 from underhood.stage import guardian
-from underhood.stage.browser import MissingActor, chromium
+from underhood.stage.browser import chromium
 from underhood.stage.lab import FrontEnd, in_page
 from underhood.stage.processes import HOST, Child, Home, StartError, free_ports
+from underhood.stage.replay import MissingActor, on_stage
 from underhood.stage.server import (
     EXTENSIONS,
     FRONT_END_ARGUMENTS,
@@ -63,6 +64,8 @@ class Hub:
     process, proxy : Child
         The hub's process and the proxy's.
     """
+
+    TOLD: ClassVar = ("url", "browser_url", "users", "password", "token", "log")
 
     def __init__(
         self,
@@ -204,6 +207,12 @@ async def jupyterhub(
     StartError
         If the proxy or the hub does not start.
     """
+    async with on_stage(Hub, _hub(users, browser)) as hub:
+        yield hub
+
+
+@contextlib.asynccontextmanager
+async def _hub(users: Sequence[str], browser: bool) -> AsyncIterator[Hub]:
     proxy_command = find_proxy()
     async with contextlib.AsyncExitStack() as stack:
         home = await stack.enter_async_context(Home())

@@ -22,14 +22,16 @@ import html
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from urllib.parse import quote
 
 import nbformat
 
+from underhood.capture.recording import active
 from underhood.stage.browser import NetworkTab, chromium
-from underhood.stage.processes import Home
-from underhood.stage.server import EXTENSIONS, Server, jupyter_server
+from underhood.stage.processes import HOST, Home
+from underhood.stage.replay import on_stage
+from underhood.stage.server import EXTENSIONS, Server, Taps, jupyter_server
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
@@ -170,8 +172,6 @@ class FrontEnd:
     ----------
     kind : str
         ``"JupyterLab"`` or ``"Notebook"``.
-    server : Server
-        The server behind it.
     page : playwright.async_api.Page
         The page, for whatever else a reader would do with it.
     network : NetworkTab
@@ -179,6 +179,8 @@ class FrontEnd:
     loaded : bool
         Whether the front end is in the page already.
     """
+
+    TOLD: ClassVar = ("kind",)
 
     def __init__(
         self, kind: Kind, page: Page, network: NetworkTab, clock: Clock, base: str, token: str,
@@ -214,6 +216,16 @@ class FrontEnd:
             self.loaded = True
         await self.ready()
         self._opened = path
+
+    async def fill_cache(self) -> None:
+        """Visit the front end once, so that the browser has its files; forget all else."""
+        place = {"JupyterLab": "/lab/workspaces/before", "Notebook": "/tree"}[self.kind]
+        await self.page.goto(f"{self._base}{place}?token={self._token}")
+        await self.page.wait_for_function("() => window.jupyterapp?.restored.then(() => true)")
+        await self.page.goto("about:blank")
+        await self.page.context.clear_cookies()
+        self.network.requests.clear()
+        self.network.frames.clear()
 
     async def ready(self) -> None:
         """Wait until the kernel of the notebook in front answers and is idle."""
@@ -296,7 +308,7 @@ class FrontEnd:
 
 @contextlib.asynccontextmanager
 async def jupyterlab(
-    *arguments: str, server: Server | None = None, client: str = "browser"
+    *arguments: str, server: Server | None = None, client: str = "browser", cached: bool = True
 ) -> AsyncIterator[FrontEnd]:
     """Run JupyterLab in a headless browser as long as the block runs.
 
@@ -309,6 +321,9 @@ async def jupyterlab(
         its own by default.
     client
         What pictures call the browser.
+    cached
+        Whether the browser has the front end's files (8 MB) already, as on any day but the first;
+        the visit before this one is not recorded.
 
     Raises
     ------
@@ -317,22 +332,24 @@ async def jupyterlab(
     StartError
         If the server does not start.
     """
-    async with _front_end("JupyterLab", arguments, server, client) as lab:
+    live = _front_end("JupyterLab", arguments, server, client, cached)
+    async with on_stage(FrontEnd, live) as lab:
         yield lab
 
 
 @contextlib.asynccontextmanager
 async def notebook(
-    *arguments: str, server: Server | None = None, client: str = "browser"
+    *arguments: str, server: Server | None = None, client: str = "browser", cached: bool = True
 ) -> AsyncIterator[FrontEnd]:
     """Run Jupyter Notebook in a headless browser; all else as in :func:`jupyterlab`."""
-    async with _front_end("Notebook", arguments, server, client) as front_end:
+    live = _front_end("Notebook", arguments, server, client, cached)
+    async with on_stage(FrontEnd, live) as front_end:
         yield front_end
 
 
 @contextlib.asynccontextmanager
 async def _front_end(
-    kind: Kind, arguments: Sequence[str], server: Server | None, client: str
+    kind: Kind, arguments: Sequence[str], server: Server | None, client: str, cached: bool
 ) -> AsyncIterator[FrontEnd]:
     async with contextlib.AsyncExitStack() as stack:
         home = await stack.enter_async_context(Home())
@@ -341,9 +358,16 @@ async def _front_end(
             server = await stack.enter_async_context(
                 jupyter_server(*arguments, extensions=EXTENSIONS, home=home)
             )
-        yield await stack.enter_async_context(
-            in_page(kind, browser, server.url_for(client), server.token, server.notebooks)
+        taps = Taps()
+        stack.push_async_callback(taps.close)
+        port = taps.before(server.port, client, "server", silent=cached)
+        front_end = await stack.enter_async_context(
+            in_page(kind, browser, f"http://{HOST}:{port}", server.token, server.notebooks)
         )
+        if cached and active():
+            await front_end.fill_cache()
+            await taps.tell()
+        yield front_end
 
 
 @contextlib.asynccontextmanager

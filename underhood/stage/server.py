@@ -80,13 +80,17 @@ class Server:
         The folder that it serves.
     process : Child
         Its process.
+    port : int
+        Where it listens, behind the taps.
+    taps : Taps
+        The taps in front of it.
     """
 
     def __init__(
         self, process: Child, port: int, token: str, notebooks: Path, client: str, taps: Taps
     ) -> None:
         self.process, self.token, self.notebooks = process, token, notebooks
-        self._port, self._taps = port, taps
+        self.port, self.taps = port, taps
         self._urls: dict[str, str] = {}
         self.url = self.url_for(client)
 
@@ -101,7 +105,7 @@ class Server:
     def url_for(self, client: str) -> str:
         """Return a URL for one more client, which pictures will call by this name."""
         if client not in self._urls:
-            port = self._taps.before(self._port, client, "server")
+            port = self.taps.before(self.port, client, "server")
             self._urls[client] = f"http://{HOST}:{port}"
         return self._urls[client]
 
@@ -207,8 +211,9 @@ class Taps:
 
     def __init__(self) -> None:
         self._taps: list[Tap] = []
+        self._silent: dict[Tap, Link] = {}
 
-    def before(self, port: int, client: str, server: str) -> int:
+    def before(self, port: int, client: str, server: str, *, silent: bool = False) -> int:
         """Put a tap in front of ``port``, if something is recording; return the port to use.
 
         Parameters
@@ -217,15 +222,28 @@ class Taps:
             Where ``server`` listens, or will.
         client, server
             The parties' names, as a diagram's lifelines will show them.
+        silent
+            Whether it tells the recordings nothing until :meth:`tell`.
         """
-        recordings = active()
-        if not recordings:
+        if not active():
             return port
         link = Link(client, server, "http")
-        new = Tap((HOST, 0), [(HOST, port)], dict.fromkeys(recordings, link))
+        new = Tap((HOST, 0), [(HOST, port)], {} if silent else dict.fromkeys(active(), link))
         start(new)
         self._taps.append(new)
+        if silent:
+            self._silent[new] = link
         return int(new.address[1])
+
+    async def tell(self) -> None:
+        """Have silent taps close all connections, and tell the recordings of new ones."""
+        old, self._silent = self._silent, {}
+        await asyncio.to_thread(stop, *old, drain=0.0)
+        for tap, link in old.items():
+            self._taps.remove(tap)
+            new = Tap(tap.address, tap.targets, dict.fromkeys(active(), link))
+            start(new)
+            self._taps.append(new)
 
     async def close(self) -> None:
         """Stop them, after their actors have ended."""
