@@ -567,6 +567,10 @@ class Recording:
         """What a reader of the capture should know: date, versions, what was done."""
         return self.capture.notes
 
+    def note(self, name: str, text: str) -> None:
+        """Add to what a reader of the capture should know."""
+        self._notes[name] = text
+
     def trace(self) -> Trace:
         """Dissect the bytes: the messages of all connections, ordered by time."""
         return self.capture.trace()
