@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup, Tag
-from conftest import ROOT, missing
+from checkout import ROOT, missing
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, sync_playwright
 from sphinx_external_toc.parsing import parse_toc_yaml
 
