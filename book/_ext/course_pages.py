@@ -23,6 +23,7 @@ from underhood.draw.palette import CHANNELS, COLOURS
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
+    from sphinx.builders import Builder
     from sphinx.writers.html5 import HTML5Translator
 
 CHATTER = re.compile(
@@ -165,6 +166,12 @@ def write_root_page(app: Sphinx, exception: Exception | None) -> None:
         )
 
 
+def make_way_for_scripts(app: Sphinx, builder: Builder) -> None:
+    """Remove the themes' scripts as we changed them, just before Sphinx copies them again."""
+    for script in (Path(app.outdir) / "_static/scripts").glob("*.js"):
+        script.unlink()
+
+
 def quieten_theme(app: Sphinx, exception: Exception | None) -> None:
     """Take out of the themes' scripts what they tell the console on every page."""
     if exception is None:
@@ -183,6 +190,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_post_transform(Dropdowns)
     app.connect("builder-inited", write_palette)
     app.connect("html-page-context", complete_context, priority=400)
+    app.connect("write-started", make_way_for_scripts)
     app.connect("build-finished", quieten_theme)
     app.connect("build-finished", write_root_page, priority=400)  # before sphinx_external_toc does
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
