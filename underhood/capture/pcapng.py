@@ -9,11 +9,11 @@ There is one interface per link. A chunk that is too long for one packet becomes
 only the last has PSH set, so that loading joins them again. What packets cannot say (who the
 parties are, notes, keys) is JSON in comments that begin with ``underhood:``.
 
-*Reading.* Segments are put together by their sequence numbers, whoever wrote the file: a loopback
-capture by dumpcap or tcpdump has segments that are out of order, overlap or come twice. A file that
-ends early, or lacks packets, gives what there is before the gap, and a note that says so.
+*Reading.* This module finds the packets, in files of any program;
+:mod:`underhood.capture.reassembly` makes connections of them. A file that ends early, is damaged or
+lacks packets gives what there is before, and a note that says so.
 
-Formats: pcapng, draft-ietf-opsawg-pcapng; pcap, draft-ietf-opsawg-pcap; TCP, RFC 9293.
+Formats: draft-ietf-opsawg-pcapng and draft-ietf-opsawg-pcap.
 """
 
 from __future__ import annotations
@@ -23,15 +23,25 @@ import ipaddress
 import json
 import mmap
 import os
-import socket
 import struct
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
 
+from underhood.capture.reassembly import (
+    ACK,
+    FIN,
+    OTHER,
+    PSH,
+    RAW,
+    RST,
+    SYN,
+    TCP,
+    Interface,
+    Reassembly,
+)
 from underhood.capture.store import (
     CLIENT_TO_SERVER,
     DIRECTIONS,
@@ -60,26 +70,6 @@ _OPT_APPLICATION: Final = 4
 _OPT_RESOLUTION: Final = 9
 _OPT_OFFSET: Final = 14
 
-# Flags of TCP.
-_FIN: Final = 0x01
-_SYN: Final = 0x02
-_RST: Final = 0x04
-_PSH: Final = 0x08
-_ACK: Final = 0x10
-
-# Link types (tcpdump.org/linktypes.html): how many bytes stand before the IP packet.
-_RAW: Final = 101
-_ETHERNET: Final = 1
-_BEFORE_IP: Final = {
-    _RAW: 0, 12: 0, 14: 0, 228: 0, 229: 0,  # raw IP; 12 and 14 where a system numbers it so
-    0: 4, 108: 4,  # null, loop
-    _ETHERNET: 14,
-    113: 16, 276: 20,  # Linux "cooked", versions 1 and 2
-}  # fmt: skip
-_VLAN: Final = {b"\x81\x00", b"\x88\xa8", b"\x91\x00"}
-_TCP: Final = 6
-_IPV6_EXTENSIONS: Final = {0, 43, 60}  # hop-by-hop, routing, destination options
-
 _MARK: Final = "underhood:"
 _LONGEST_OPTION: Final = 65_000  # an option's length has 16 bits
 _LONGEST_SEGMENT: Final = 65_495  # an IPv4 packet's length has 16 bits, and 40 bytes are headers
@@ -87,11 +77,6 @@ _LONGEST_SEGMENT: Final = 65_495  # an IPv4 packet's length has 16 bits, and 40 
 _SYN_OPTIONS: Final = struct.pack(">BBHBBBB", 2, 4, _LONGEST_SEGMENT, 1, 3, 3, 14)
 _WINDOW: Final = 65_535
 _PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
-
-_OTHER: Final[dict[Direction, Direction]] = {
-    CLIENT_TO_SERVER: SERVER_TO_CLIENT,
-    SERVER_TO_CLIENT: CLIENT_TO_SERVER,
-}
 
 _pack_packet = struct.Struct("<IIIIIII").pack
 _pack_ipv4 = struct.Struct(">BBHHHBBH8sHHIIBBHHH").pack
@@ -217,7 +202,7 @@ class Writer:
             self.write(
                 _block(
                     _INTERFACE,
-                    struct.pack("<HHI", _RAW, 0, 0)
+                    struct.pack("<HHI", RAW, 0, 0)
                     + _comments(about)
                     + _option(_OPT_HARDWARE_OR_NAME, _text(link.label))
                     + _option(
@@ -259,9 +244,9 @@ class Segments:
             SERVER_TO_CLIENT: number * 2_246_822_519 & 0xFFFFFFFF,
         }
         comment = _comments({"connection": number})
-        self._segment(time_ns, CLIENT_TO_SERVER, _SYN, _SYN_OPTIONS, comment)
-        self._segment(time_ns, SERVER_TO_CLIENT, _SYN | _ACK, _SYN_OPTIONS)
-        self._segment(time_ns, CLIENT_TO_SERVER, _ACK, b"")
+        self._segment(time_ns, CLIENT_TO_SERVER, SYN, _SYN_OPTIONS, comment)
+        self._segment(time_ns, SERVER_TO_CLIENT, SYN | ACK, _SYN_OPTIONS)
+        self._segment(time_ns, CLIENT_TO_SERVER, ACK, b"")
 
     def data(self, time_ns: int, direction: Direction, data: bytes) -> None:
         """Write a chunk; if it is long, as several segments."""
@@ -269,15 +254,15 @@ class Segments:
             view = memoryview(data)
             last = len(data) - (len(data) % _LONGEST_SEGMENT or _LONGEST_SEGMENT)
             for at in range(0, last, _LONGEST_SEGMENT):
-                self._segment(time_ns, direction, _ACK, view[at : at + _LONGEST_SEGMENT])
+                self._segment(time_ns, direction, ACK, view[at : at + _LONGEST_SEGMENT])
             data = view[last:]  # type: ignore[assignment]
-        self._segment(time_ns, direction, _ACK | _PSH, data)
+        self._segment(time_ns, direction, ACK | PSH, data)
 
     def end(self, time_ns: int, direction: Direction, kind: Literal["fin", "reset"]) -> None:
         """Write the end of a direction."""
-        self._segment(time_ns, direction, (_FIN if kind == "fin" else _RST) | _ACK, b"")
+        self._segment(time_ns, direction, (FIN if kind == "fin" else RST) | ACK, b"")
         if kind == "fin":
-            self._segment(time_ns, _OTHER[direction], _ACK, b"")
+            self._segment(time_ns, OTHER[direction], ACK, b"")
         self._ended.add(direction if kind == "fin" else "reset")
         if "reset" in self._ended or self._ended.issuperset(DIRECTIONS):
             self._writer.closed(self._interface, *self._key)
@@ -292,7 +277,7 @@ class Segments:
     ) -> None:
         numbers = self._numbers
         number = numbers[direction]
-        acknowledged = numbers[_OTHER[direction]] if flags & _ACK else 0
+        acknowledged = numbers[OTHER[direction]] if flags & ACK else 0
         headers = self._headers[direction].pack(number, acknowledged, flags, len(data))
         length = len(headers) + len(data)
         options = comment + b"\0\0\0\0" if comment else b""
@@ -309,7 +294,7 @@ class Segments:
                 )
             )
         )  # fmt: skip
-        counted = 1 if flags & _SYN else len(data) + (flags & _FIN)
+        counted = 1 if flags & SYN else len(data) + (flags & FIN)
         numbers[direction] = number + counted & 0xFFFFFFFF
 
 
@@ -340,10 +325,10 @@ class _Headers:
     def pack(self, number: int, acknowledged: int, flags: int, length: int) -> bytes:
         # A SYN's data are the TCP options. The checksum of TCP stays 0: it would cost more than
         # all the rest, and loopback captures by other programs carry no valid one either.
-        offset = 0x70 if flags & _SYN else 0x50
+        offset = 0x70 if flags & SYN else 0x50
         if not self._sum:
             return _pack_ipv6(
-                0x60000000, 20 + length, _TCP, 64, self._addresses, *self._ports,
+                0x60000000, 20 + length, TCP, 64, self._addresses, *self._ports,
                 number, acknowledged, offset, flags, _WINDOW, 0, 0,
             )  # fmt: skip
         total = 40 + length
@@ -351,7 +336,7 @@ class _Headers:
         checksum = (checksum & 0xFFFF) + (checksum >> 16)
         checksum = (checksum & 0xFFFF) + (checksum >> 16)
         return _pack_ipv4(
-            0x45, 0, total, 0, 0x4000, 64, _TCP, ~checksum & 0xFFFF, self._addresses, *self._ports,
+            0x45, 0, total, 0, 0x4000, 64, TCP, ~checksum & 0xFFFF, self._addresses, *self._ports,
             number, acknowledged, offset, flags, _WINDOW, 0, 0,
         )  # fmt: skip
 
@@ -471,41 +456,38 @@ def load(path: str | Path, *, links: Mapping[int, Link] | None = None) -> Captur
             f"{path} is not a capture file: it begins with {bytes(data[:4]).hex(' ')}, which is"
             " neither pcapng nor pcap; give a file that Wireshark, tcpdump or underhood wrote"
         )
-    reassembly = _Reassembly(reader, links or {})
+    reassembly = Reassembly(data, links or {})
     for packet in packets:
         reassembly.add(*packet)
     connections, numbered = reassembly.connections()
-    about = reader.about
-    notes = dict(about.get("notes", {}))
-    if reader.cut:
-        notes["cut"] = reader.cut
-    notes.update(reassembly.notes())
     return Capture(
         connections if numbered else merge(connections),
-        MappingProxyType({k: bytes.fromhex(v) for k, v in about.get("keys", {}).items()}),
-        MappingProxyType(notes),
-        about.get("name", path.stem),
+        MappingProxyType(reader.keys),
+        MappingProxyType(reader.notes | reassembly.notes()),
+        path.stem if reader.name is None else reader.name,
     )
 
 
-@dataclass(slots=True)
-class _Interface:
-    """Where packets were captured, and how to read them."""
+def _structures(order: str) -> tuple[struct.Struct, struct.Struct, struct.Struct]:
+    """Return how a block's head, a packet's block and an old packet's block begin."""
+    return tuple(struct.Struct(order + form) for form in ("II", "IIII", "H2xIII"))  # type: ignore[return-value]
 
-    link_type: int
-    # A timestamp t means t * times / per + plus, in nanoseconds.
+
+@dataclass(slots=True)
+class _Timed(Interface):
+    """An interface, and what its timestamps mean: ``t * times / per + plus`` nanoseconds."""
+
     times: int = 1
     per: int = 1
     plus: int = 0
-    # The id that keeps apart what has the same addresses; the same for all foreign interfaces.
-    space: int = -1
-    link: Link | None = None
-    order: str = "<"
+
+    def nanoseconds(self, high: int, low: int) -> int:
+        """Return the time that the two halves of a timestamp mean, since 1970."""
+        return (high << 32 | low) * self.times // self.per + self.plus
 
 
-_Packet = tuple[int, _Interface, int, int, int]
-"""Time in nanoseconds, interface, and where in the file the captured bytes begin and end, and where
-the options end that follow them."""
+_Packet = tuple[int, Interface, int, int, int]
+"""What :meth:`Reassembly.add` takes."""
 
 
 class _FileReader:
@@ -513,8 +495,9 @@ class _FileReader:
 
     def __init__(self, data: memoryview) -> None:
         self.data = data
-        self.about: dict[str, Any] = {}
-        self.cut = ""
+        self.name: str | None = None
+        self.notes: dict[str, str] = {}
+        self.keys: dict[str, bytes] = {}
 
     def packets(self) -> Iterator[_Packet] | None:
         """Return the packets, or None if this is no capture file."""
@@ -529,7 +512,9 @@ class _FileReader:
 
     def _end(self, at: int, why: str) -> None:
         left = len(self.data) - at
-        self.cut = f"{why} at byte {at}; the last {left} bytes of the file could not be read"
+        self.notes["cut"] = (
+            f"{why} at byte {at}; the last {left} bytes of the file could not be read"
+        )
 
     def _pcap(self, order: str, times: int) -> Iterator[_Packet]:
         header = struct.Struct(order + "IIII")
@@ -537,7 +522,7 @@ class _FileReader:
             self._end(0, "the file's header ends early")
             return
         (link_type,) = struct.unpack_from(order + "I", self.data, 20)
-        interface = _Interface(link_type & 0x0FFFFFFF)
+        interface = Interface(link_type & 0x0FFFFFFF)
         at, size = 24, len(self.data)
         while at + 16 <= size:
             seconds, fraction, captured, _ = header.unpack_from(self.data, at)
@@ -545,7 +530,7 @@ class _FileReader:
                 break
             start = at + 16
             stop = start + captured
-            yield seconds * 1_000_000_000 + fraction * times, interface, start, stop, stop
+            yield seconds * 1_000_000_000 + fraction * times, interface, start, stop, 0
             at = stop
         if at < size:
             self._end(at, "a packet ends early")
@@ -553,13 +538,13 @@ class _FileReader:
     def _pcapng(self) -> Iterator[_Packet]:
         data, size = self.data, len(self.data)
         order, at, spaces = "<", 0, 0
-        interfaces: list[_Interface] = []
-        head, packet = struct.Struct("<II"), struct.Struct("<IIII")
+        interfaces: list[_Timed] = []
+        head, packet, old_packet = _structures(order)
         while at + 12 <= size:
             kind, length = head.unpack_from(data, at)
             if kind == _SECTION:  # the same in both orders
                 order = ">" if bytes(data[at + 8 : at + 12]) == b"\x1a\x2b\x3c\x4d" else "<"
-                head, packet = struct.Struct(order + "II"), struct.Struct(order + "IIII")
+                head, packet, old_packet = _structures(order)
                 kind, length = head.unpack_from(data, at)
                 interfaces = []
             if length < 12 or length & 3:
@@ -567,58 +552,63 @@ class _FileReader:
                 return
             if at + length > size:
                 break
-            if kind == _PACKET:
-                number, high, low, captured = packet.unpack_from(data, at + 8)
-                start = at + 28
-                if number >= len(interfaces) or start + captured > at + length:
-                    self._end(at, "a packet's block is damaged")
-                    return
-                interface = interfaces[number]
-                time_ns = high << 32 | low
-                if interface.per != interface.times or interface.plus:
-                    time_ns = time_ns * interface.times // interface.per + interface.plus
-                yield time_ns, interface, start, start + captured, at + length - 4
-            elif kind == _OLD_PACKET and interfaces:
-                number, high, low, captured = struct.unpack_from(order + "H2xIII", data, at + 8)
-                end = at + length - 4
-                interface = interfaces[min(number, len(interfaces) - 1)]
-                time_ns = (high << 32 | low) * interface.times // interface.per + interface.plus
-                yield time_ns, interface, at + 28, min(at + 28 + captured, end), end
-            elif kind == _SIMPLE_PACKET and interfaces:  # it has no timestamp
-                (original,) = struct.unpack_from(order + "I", data, at + 8)
-                end = at + length - 4
-                yield 0, interfaces[0], at + 12, min(at + 12 + original, end), end
-            elif kind == _INTERFACE:
-                interfaces.append(self._interface(order, at, length, spaces))
-                spaces += 1
-            elif kind == _SECTION:
-                options, about = self.options(order, at + 24, at + length - 4)
-                if _OPT_COMMENT in options:
-                    comment = options[_OPT_COMMENT].decode("utf-8", "replace")
-                    self.about.setdefault("notes", {}).setdefault("comment", comment)
-                for key, value in about.items():
-                    known = self.about.setdefault(key, value)
-                    if isinstance(known, dict):
-                        known.update(value)
+            end = at + length - 4
+            try:
+                if kind == _PACKET:
+                    number, high, low, captured = packet.unpack_from(data, at + 8)
+                    stop = at + 28 + captured
+                    if stop > end:
+                        raise ValueError
+                    after = stop + (-captured & 3)
+                    given = self._connection_number(order, after, end) if after < end else 0
+                    interface = interfaces[number]
+                    yield interface.nanoseconds(high, low), interface, at + 28, stop, given
+                elif kind == _OLD_PACKET:
+                    number, high, low, captured = old_packet.unpack_from(data, at + 8)
+                    stop = min(at + 28 + captured, end)
+                    interface = interfaces[number]
+                    yield interface.nanoseconds(high, low), interface, at + 28, stop, 0
+                elif kind == _SIMPLE_PACKET:  # it has no timestamp
+                    (original,) = struct.unpack_from(order + "I", data, at + 8)
+                    yield 0, interfaces[0], at + 12, min(at + 12 + original, end), 0
+                elif kind == _INTERFACE:
+                    interfaces.append(self._interface(order, at, end, spaces))
+                    spaces += 1
+                elif kind == _SECTION:
+                    self._learn(*self._options(order, at + 24, end))
+            except (ValueError, TypeError, IndexError, struct.error):
+                self._end(at, "a block is damaged")
+                return
             at += length
         if at < size:
             self._end(at, "a block ends early")
 
-    def _interface(self, order: str, at: int, length: int, space: int) -> _Interface:
+    def _learn(self, options: Mapping[int, bytes], about: Mapping[str, Any]) -> None:
+        """Take what a section's options say of the capture."""
+        if _OPT_COMMENT in options:
+            self.notes["comment"] = options[_OPT_COMMENT].decode("utf-8", "replace")
+        if "name" in about:
+            self.name = str(about["name"])
+        self.notes |= {str(key): str(value) for key, value in dict(about.get("notes", {})).items()}
+        self.keys |= {k: bytes.fromhex(v) for k, v in dict(about.get("keys", {})).items()}
+
+    def _connection_number(self, order: str, at: int, end: int) -> int:
+        _, about = self._options(order, at, end)
+        return int(about.get("connection", 0))
+
+    def _interface(self, order: str, at: int, end: int, space: int) -> _Timed:
         (link_type,) = struct.unpack_from(order + "H", self.data, at + 8)
-        options, about = self.options(order, at + 16, at + length - 4)
+        options, about = self._options(order, at + 16, end)
         resolution = options.get(_OPT_RESOLUTION, b"\x06")[0]
         per = 2 ** (resolution & 0x7F) if resolution & 0x80 else 10**resolution
         plus = 0
         if _OPT_OFFSET in options:
-            plus = struct.unpack(order + "q", options[_OPT_OFFSET])[0] * 1_000_000_000
-        interface = _Interface(link_type, 1_000_000_000, per, plus, order=order)
-        if {"client", "server", "channel", "kernel_id"} <= about.keys():
-            interface.link = Link(**about)
-            interface.space = space
-        return interface
+            plus = struct.unpack(order + "q", options[_OPT_OFFSET])[0] * 10**9
+        link = Link(**{key: str(value) for key, value in about.items()}) if about else None
+        # Only our own interfaces have a space of their own.
+        return _Timed(link_type, link, -1 if link is None else space, 10**9, per, plus)
 
-    def options(self, order: str, at: int, end: int) -> tuple[dict[int, bytes], dict[str, Any]]:
+    def _options(self, order: str, at: int, end: int) -> tuple[dict[int, bytes], dict[str, Any]]:
         """Read a block's options; return them by code, and what our comments say."""
         found: dict[int, bytes] = {}
         ours = ""
@@ -632,330 +622,7 @@ class _FileReader:
             else:
                 found.setdefault(code, value)
             at += 4 + length + (-length & 3)
-        try:
-            about = json.loads(ours) if ours else {}
-        except json.JSONDecodeError:
-            about = {}
-        return found, about if isinstance(about, dict) else {}
-
-
-class _Stream:
-    """One direction of a conversation, while it is put together."""
-
-    __slots__ = ("acknowledged", "end", "next", "offset", "pieces", "pieces_time", "waiting")
-
-    def __init__(self) -> None:
-        self.next: int | None = None  # the sequence number of the byte that comes next
-        self.offset = 0  # how many bytes there are before it
-        self.acknowledged: int | None = None  # the last that the receiver said it waits for
-        self.end: int | None = None  # the offset of the FIN, once that has come
-        # What came too early, by offset; the number keeps the order of equals.
-        self.waiting: list[tuple[int, int, bytes]] = []
-        # A chunk that was written as several segments, of which the last has not come yet.
-        self.pieces: list[bytes] = []
-        self.pieces_time = 0
-
-
-class _Conversation:
-    """One connection, while it is put together."""
-
-    __slots__ = (
-        "chunks",
-        "client",
-        "ends",
-        "link",
-        "number",
-        "opened",
-        "ours",
-        "server",
-        "streams",
-    )
-
-    def __init__(
-        self, link: Link, client: Address, server: Address, opened: int, number: int, ours: bool
-    ) -> None:
-        self.link, self.client, self.server, self.opened = link, client, server, opened
-        self.number, self.ours = number, ours
-        self.chunks: list[Chunk] = []
-        self.ends: list[End] = []
-        self.streams: dict[Direction, _Stream] = {d: _Stream() for d in DIRECTIONS}
-
-
-class _Reassembly:
-    """Puts segments together to connections."""
-
-    def __init__(self, reader: _FileReader, links: Mapping[int, Link]) -> None:
-        self._reader, self._data, self._links = reader, reader.data, links
-        # By interface, addresses and ports, as they stand in a packet.
-        self._known: dict[tuple[int, bytes, bytes], tuple[_Conversation, Direction]] = {}
-        self._all: list[_Conversation] = []
-        self._skipped: Counter[str] = Counter()
-        self._joined_late = 0
-        self._arrivals = 0
-
-    def add(self, time_ns: int, interface: _Interface, start: int, stop: int, end: int) -> None:
-        """Take a packet; see :data:`_Packet`."""
-        found = self._find_tcp(interface, start, stop)
-        if isinstance(found, str):
-            self._skipped[found] += 1
-            return
-        addresses, tcp, stop_of_tcp = found
-        data = self._data
-        ports = bytes(data[tcp : tcp + 4])
-        number, acknowledged = _unpack_numbers(data, tcp + 4)
-        flags = data[tcp + 13]
-        at = tcp + (data[tcp + 12] >> 4 << 2)
-        length = max(0, stop_of_tcp - at)
-
-        key = (interface.space, addresses, ports)
-        known = self._known.get(key)
-        if flags & _SYN:
-            known = self._synchronise(known, key, time_ns, interface, number, flags)
-            number = number + 1 & 0xFFFFFFFF
-            if interface.link is not None and not flags & _ACK:
-                _, about = self._reader.options(interface.order, stop + (start - stop & 3), end)
-                known[0].number = int(about.get("connection", 0))
-        elif known is None:
-            if not length:
-                return  # an acknowledgement on a connection that is not in this file
-            known = self._join_late(key, time_ns, interface, number, acknowledged)
-        conversation, direction = known
-        stream = conversation.streams[direction]
-        if stream.next is None:
-            stream.next = number
-        if flags & _ACK:
-            conversation.streams[_OTHER[direction]].acknowledged = acknowledged
-
-        push = not conversation.ours or flags & _PSH
-        if number == stream.next and not stream.waiting:
-            if length or (conversation.ours and push):
-                piece = bytes(data[at : at + length])
-                self._append(conversation, direction, time_ns, piece, whole=bool(push))
-        elif length:
-            self._put_in_order(
-                conversation, direction, time_ns, number, bytes(data[at : at + length])
-            )
-        if flags & _FIN and stream.end is None:
-            stream.end = stream.offset + _distance(number + length, stream.next)
-        if stream.end == stream.offset:
-            conversation.ends.append(End(time_ns, direction, "fin"))
-            stream.next = stream.next + 1 & 0xFFFFFFFF
-            stream.end = -1  # told
-        if flags & _RST and (
-            conversation.ours or not any(known.kind == "reset" for known in conversation.ends)
-        ):
-            conversation.ends.append(End(time_ns, direction, "reset"))
-
-    def _find_tcp(
-        self, interface: _Interface, start: int, stop: int
-    ) -> tuple[bytes, int, int] | str:
-        """Return a packet's addresses and where TCP begins and ends; or what it is instead."""
-        data, at = self._data, start
-        if interface.link_type != _RAW:
-            before = _BEFORE_IP.get(interface.link_type)
-            if before is None:
-                return f"packets of link type {interface.link_type}, which is not known here"
-            at += before
-            if interface.link_type == _ETHERNET:
-                while bytes(data[at - 2 : at]) in _VLAN:
-                    at += 4
-        if at + 40 > stop:
-            return "packets too short for TCP"
-        version = data[at] >> 4
-        # A length of 0 means more than 16 bits can say: the packet ends where its capture does.
-        if version == 4:
-            if (data[at + 6] & 0x3F) << 8 | data[at + 7]:
-                return "IP fragments"
-            addresses, protocol = bytes(data[at + 12 : at + 20]), data[at + 9]
-            tcp = at + ((data[at] & 15) << 2)
-            length = data[at + 2] << 8 | data[at + 3]
-            end = at + length if length else stop
-        elif version == 6:
-            addresses, protocol = bytes(data[at + 8 : at + 40]), data[at + 6]
-            tcp = at + 40
-            length = data[at + 4] << 8 | data[at + 5]
-            end = tcp + length if length else stop
-            while protocol in _IPV6_EXTENSIONS and tcp + 8 <= stop:
-                protocol, tcp = data[tcp], tcp + 8 + 8 * data[tcp + 1]
-        else:
-            return "packets that are not IP"
-        if protocol != _TCP or tcp + 20 > stop:
-            return "IP packets without TCP"
-        return addresses, tcp, min(end, stop)
-
-    # ---- which conversation
-
-    def _synchronise(
-        self,
-        known: tuple[_Conversation, Direction] | None,
-        key: tuple[int, bytes, bytes],
-        time_ns: int,
-        interface: _Interface,
-        number: int,
-        flags: int,
-    ) -> tuple[_Conversation, Direction]:
-        """Return the conversation that a SYN belongs to; usually it begins one."""
-        following = number + 1 & 0xFFFFFFFF
-        if known is not None:
-            stream = known[0].streams[known[1]]
-            if stream.next is None:  # the answer to a SYN
-                stream.next = following
-                return known
-            if _distance(following + stream.offset, stream.next) in (0, -1):  # it came twice
-                return known
-        first: Direction = CLIENT_TO_SERVER if not flags & _ACK else SERVER_TO_CLIENT
-        return self._begin(key, first, time_ns, interface, following)
-
-    def _join_late(
-        self,
-        key: tuple[int, bytes, bytes],
-        time_ns: int,
-        interface: _Interface,
-        number: int,
-        acknowledged: int,
-    ) -> tuple[_Conversation, Direction]:
-        """Begin a conversation whose handshake is not in the file."""
-        self._joined_late += 1
-        source, destination = struct.unpack(">HH", key[2])
-        # A server's port is one that has a name, or else the lower one: clients' are ephemeral.
-        from_client = destination in self._links or (
-            source not in self._links and destination <= source
-        )
-        first: Direction = CLIENT_TO_SERVER if from_client else SERVER_TO_CLIENT
-        known = self._begin(key, first, time_ns, interface, number)
-        known[0].streams[_OTHER[first]].next = acknowledged
-        return known
-
-    def _begin(
-        self,
-        key: tuple[int, bytes, bytes],
-        direction: Direction,
-        time_ns: int,
-        interface: _Interface,
-        number: int,
-    ) -> tuple[_Conversation, Direction]:
-        space, addresses, ports = key
-        half = len(addresses) // 2
-        family = socket.AF_INET if half == 4 else socket.AF_INET6
-        source: Address = (socket.inet_ntop(family, addresses[:half]), int.from_bytes(ports[:2]))
-        target: Address = (socket.inet_ntop(family, addresses[half:]), int.from_bytes(ports[2:]))
-        client, server = (source, target) if direction == CLIENT_TO_SERVER else (target, source)
-        link = interface.link or self._links.get(server[1])
-        if link is None:
-            shown = f"[{server[0]}]" if half == 16 else server[0]
-            link = Link(client[0], f"{shown}:{server[1]}", "tcp")
-        conversation = _Conversation(
-            link, client, server, time_ns, 0, ours=interface.link is not None
-        )
-        conversation.streams[direction].next = number
-        self._all.append(conversation)
-        back = (space, addresses[half:] + addresses[:half], ports[2:] + ports[:2])
-        self._known[back] = (conversation, _OTHER[direction])
-        self._known[key] = (conversation, direction)
-        return self._known[key]
-
-    # ---- bytes
-
-    def _append(
-        self,
-        conversation: _Conversation,
-        direction: Direction,
-        time_ns: int,
-        data: bytes,
-        *,
-        whole: bool,
-    ) -> None:
-        """Take the bytes that come next."""
-        stream = conversation.streams[direction]
-        assert stream.next is not None
-        stream.next = stream.next + len(data) & 0xFFFFFFFF
-        stream.offset += len(data)
-        if not whole:
-            stream.pieces.append(data)
-            stream.pieces_time = time_ns
-            return
-        if stream.pieces:
-            data = b"".join((*stream.pieces, data))
-            stream.pieces.clear()
-        conversation.chunks.append(Chunk(time_ns, direction, data))
-
-    def _put_in_order(
-        self,
-        conversation: _Conversation,
-        direction: Direction,
-        time_ns: int,
-        number: int,
-        data: bytes,
-    ) -> None:
-        """Take bytes that came too early, or before; a receiver gets them when their turn is."""
-        stream = conversation.streams[direction]
-        assert stream.next is not None
-        self._arrivals += 1
-        offset = stream.offset + _distance(number, stream.next)
-        heapq.heappush(stream.waiting, (offset, self._arrivals, data))
-        while stream.waiting and stream.waiting[0][0] <= stream.offset:
-            offset, _, data = heapq.heappop(stream.waiting)
-            data = data[stream.offset - offset :]
-            if data:
-                self._append(conversation, direction, time_ns, data, whole=True)
-
-    # ---- the result
-
-    def connections(self) -> tuple[tuple[Connection, ...], bool]:
-        """Return the connections, and whether the file numbered them all."""
-        made = []
-        for conversation in self._all:
-            for direction, stream in conversation.streams.items():
-                if stream.pieces:  # the file ends inside a chunk
-                    self._append(conversation, direction, stream.pieces_time, b"", whole=True)
-            made.append(
-                Connection(
-                    conversation.link, conversation.number,
-                    conversation.client, conversation.server, conversation.opened,
-                    tuple(conversation.chunks), tuple(conversation.ends),
-                )
-            )  # fmt: skip
-        numbers = {connection.id for connection in made}
-        return tuple(made), len(numbers) == len(made) and 0 not in numbers
-
-    def notes(self) -> dict[str, str]:
-        """Say what could not be read."""
-        notes = {}
-        missing = [
-            f"{conversation.client[0]}:{conversation.client[1]} {direction}"
-            f" {conversation.server[0]}:{conversation.server[1]}: {what}"
-            for conversation in self._all
-            for direction, stream in conversation.streams.items()
-            if (what := _missing(stream))
-        ]
-        if self._joined_late:
-            missing.append(f"the beginning of {self._joined_late} connections")
-        if missing:
-            notes["missing"] = "; ".join(missing)
-        if self._skipped:
-            notes["skipped"] = ", ".join(f"{n} {what}" for what, n in self._skipped.items())
-        return notes
-
-
-_unpack_numbers = struct.Struct(">II").unpack_from
-
-
-def _distance(number: int, other: int) -> int:
-    """Return how far a sequence number is after another one; they wrap around at 2**32."""
-    return (number - other + 0x80000000 & 0xFFFFFFFF) - 0x80000000
-
-
-def _missing(stream: _Stream) -> str:
-    """Say which bytes of a direction were not captured; empty if none."""
-    if stream.waiting:
-        first = stream.waiting[0][0]
-        beyond = sum(len(data) for _, _, data in stream.waiting)
-        return (
-            f"bytes {stream.offset} to {first - 1} were not captured, so the {beyond} captured"
-            " after them were left out"
-        )
-    if stream.next is not None and stream.acknowledged is not None:
-        unseen = _distance(stream.acknowledged, stream.next)
-        if unseen > 1:  # one may be a FIN
-            return f"{unseen} bytes after byte {stream.offset} were acknowledged, but not captured"
-    return ""
+        about = json.loads(ours) if ours else {}
+        if not isinstance(about, dict):
+            raise TypeError
+        return found, about
