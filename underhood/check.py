@@ -16,12 +16,18 @@ not answer is found between server and kernel, not once more between browser and
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
-from underhood.capture.store import CLIENT_TO_SERVER, DIRECTIONS, SERVER_TO_CLIENT, Connection
+from underhood.capture.store import (
+    CLIENT_TO_SERVER,
+    DIRECTIONS,
+    SERVER_TO_CLIENT,
+    Connection,
+    Link,
+)
 from underhood.dissect.jupyter import Signature
 from underhood.dissect.spans import UNDECODED, Span
 from underhood.trace import Message, Trace
@@ -206,14 +212,15 @@ class Conversation:
     def request(self, m: Message) -> Message | None:
         """Return the request that a message names as its parent; None if nobody sent it.
 
-        A ``msg_id`` is not enough to tell: a kernel manager and the client that it makes share a
-        session, and both count their messages from 0.
+        A ``msg_id`` is not enough to tell: a kernel manager and the clients that it makes share a
+        session, and each counts its messages from 0.
         """
-        parent = m.jupyter.parent_header if m.jupyter is not None else {}
-        for sent in reversed(self.sent.get((far(m), m.parent_id), ())):
-            if parent.get("msg_type", sent.label) == sent.label:
-                return sent
-        return None
+        sent = self.sent.get((far(m), m.parent_id), [])
+        found = [s for s in sent if m.parent_type in ("", s.label)]
+        if len(found) > 1 and m.jupyter is not None:
+            when = instant(m.jupyter.parent_header)
+            found = [s for s in found if s.jupyter and instant(s.jupyter.header) == when] or found
+        return found[-1] if found else None
 
     def requests(self) -> Iterator[Message]:
         """Yield what clients ask for on shell and control."""
@@ -252,16 +259,21 @@ class Conversation:
                     break
         return found
 
-    def shutdown_before(self, far_end: str, time_ns: int) -> bool:
-        """Whether the kernel had been told to end, not to start again, before this time."""
+    def shutdown_before(self, link: Link, time_ns: int) -> bool:
+        """Whether a kernel had been told to end, not to start again, before this time."""
         return any(
             m.label == "shutdown_request"
             and m.jupyter is not None
             and not m.jupyter.content.get("restart")
-            and far(m) == far_end
+            and same_end(m.link, link)
             and m.time_ns < time_ns
             for m in self.jupyter
         )
+
+    def until(self, connection: Connection) -> int:
+        """Return until when something could be heard on a connection."""
+        end = first_end(connection)
+        return self.ended if end is None else end[1]
 
     def fate(self, m: Message) -> str:
         """Say what became of the connection that a message went unanswered on."""
@@ -279,9 +291,22 @@ def far(m: Message) -> str:
     return m.receiver if m.direction == CLIENT_TO_SERVER else m.sender
 
 
+def same_end(one: Link, other: Link) -> bool:
+    """Whether two links lead to the same kernel or server."""
+    return (one.server, one.kernel_id) == (other.server, other.kernel_id)
+
+
 def reply_label(request: Message) -> str:
     """Return the message type that answers a request."""
     return request.label.removesuffix("_request") + "_reply"
+
+
+def instant(header: Mapping[str, Any]) -> float:
+    """Return the ``date`` of a header in nanoseconds since 1970; infinity if it has none."""
+    try:
+        return datetime.fromisoformat(str(header.get("date"))).timestamp() * 1e9
+    except (ValueError, OverflowError):
+        return float("inf")
 
 
 def is_upgrade(m: Message) -> bool:
@@ -298,6 +323,12 @@ def left_by_client(connection: Connection) -> bool:
     """Whether the client was the first to go: what it missed then, it did not want."""
     end = first_end(connection)
     return end is not None and end[0] == CLIENT_TO_SERVER
+
+
+def listed(words: Iterable[str]) -> str:
+    """Write a list in words: ``"control, shell and stdin"``."""
+    *most, last = sorted(words)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def seconds(ns: int) -> str:
@@ -376,7 +407,7 @@ def _gone_as_asked(talk: Conversation, request: Message) -> bool:
         and end[0] == SERVER_TO_CLIENT
         and end[1] >= request.time_ns
         for c in talk.connections.values()
-        if c.link.kernel_id == request.link.kernel_id and c.link.server == request.link.server
+        if same_end(c.link, request.link)
     )
 
 
@@ -517,25 +548,24 @@ def _unknown_parent(talk: Conversation) -> Iterator[tuple[Where, str]]:
                 continue
             # Iopub is public: it tells of the requests of other clients too. A kernel's taps see
             # all of its clients; other captures only those that they have heard.
-            public = m.channel == "iopub"
-            heard = (far(m), parent.get("session")) in talk.sessions
-            if public and far(m) not in all_seen and not heard:
+            session = parent.get("session")
+            heard = (far(m), session) in talk.sessions or far(m) in all_seen
+            if m.channel == "iopub" and not heard:
+                continue
+            # Jupyter Server asks for kernel_info in the name of each front end that connects.
+            if m.jupyter and not m.jupyter.signed_hop and m.parent_type == "kernel_info_request":
+                continue
+            # A kernel may ask itself: ipykernel's debugger sends its own shell an execute_request.
+            if m.jupyter and session and session == m.jupyter.header.get("session"):
                 continue
             # Its request may be older than the capture, or in bytes that could not be read.
-            if _is_older(parent.get("date"), talk.began):
+            if instant(parent) < talk.began:
                 continue
             if (m.link.server, m.link.kernel_id) in unread:
                 continue
             yield m, f"{m.label} names a parent that nobody sent: {m.parent_id!r}"
 
     yield from nearest_to_cause(found())
-
-
-def _is_older(date: object, time_ns: int) -> bool:
-    try:
-        return datetime.fromisoformat(str(date)).timestamp() * 1e9 < time_ns
-    except (ValueError, OverflowError):
-        return False
 
 
 @_rule(
@@ -634,7 +664,7 @@ def _duplicate_identity(talk: Conversation) -> Iterator[tuple[Where, str]]:
                 twice[identity].append(c)
             earlier.append(c)
         for identity, later in twice.items():
-            channels = " and ".join(sorted({c.link.channel for c in later}))
+            channels = listed({c.link.channel for c in later})
             m = next(m for m in talk.on[later[0].id] if m.direction == CLIENT_TO_SERVER)
             name = identity.decode("utf-8", "backslashreplace")
             yield (
@@ -665,12 +695,11 @@ def _unanswered_heartbeat(talk: Conversation) -> Iterator[tuple[Where, str]]:
                 waiting.append(m)
             elif waiting:
                 waiting.pop(0)
-        end = first_end(connection)
-        until = talk.ended if end is None else end[1]
         for m in waiting:
+            waited = talk.until(connection) - m.time_ns
             # Who leaves, or is killed, before the beat is due, owes nothing.
-            if until - m.time_ns >= PATIENCE_NS and not talk.shutdown_before(far(m), m.time_ns):
-                yield m, f"the kernel did not echo {m.label!r} within {seconds(until - m.time_ns)}"
+            if waited >= PATIENCE_NS and not talk.shutdown_before(m.link, m.time_ns):
+                yield m, f"the kernel did not echo {m.label!r} in {seconds(waited)}"
 
 
 def _is_beat(m: Message) -> bool:
@@ -682,35 +711,35 @@ _HANDSHAKE: Final = ("greeting", "command", "sealed")
 
 
 @_rule(
-    "unanswered handshake",
-    "Who is connected to answers the greeting.",
-    "ZMTP 3.1 (RFC 37), Connection handshake",
+    "nobody answers",
+    "Who is connected to accepts the connection, and answers a greeting.",
+    "ZMTP 3.1 (RFC 37), Connection; RFC 9293, Reset Generation",
     "https://rfc.zeromq.org/spec/37/",
-    "Nothing listens there: start or restart the kernel, or read its connection file again.",
+    "Nothing listens there, or it hangs: start or restart it, and read the address again.",
 )
-def _unanswered_handshake(talk: Conversation) -> Iterator[tuple[Where, str]]:
-    for connections in talk.kernels().values():
-        answered = max(
-            (
-                c.opened
-                for c in connections
-                if any(x.direction == SERVER_TO_CLIENT for x in c.chunks)
-            ),
-            default=0,
-        )
+def _nobody_answers(talk: Conversation) -> Iterator[tuple[Where, str]]:
+    calls: dict[tuple[str, str], list[Connection]] = defaultdict(list)
+    for c in talk.connections.values():
+        calls[c.link.server, c.link.kernel_id].append(c)
+    for connections in calls.values():
+        heard = [c for c in connections if any(x.direction == SERVER_TO_CLIENT for x in c.chunks)]
+        last_heard = max((c.opened for c in heard), default=0)
         for c in connections:
-            end = first_end(c)
-            until = talk.ended if end is None else end[1]
-            greeted = next((m for m in talk.on[c.id] if m.direction == CLIENT_TO_SERVER), None)
             # Clients knock before a kernel is up, and after it has been shut down.
+            if c in heard or c.opened <= last_heard or talk.shutdown_before(c.link, c.opened):
+                continue
             if (
-                c.opened > answered
-                and greeted is not None
-                and until - c.opened >= PATIENCE_NS
-                and not talk.shutdown_before(far(greeted), c.opened)
+                not c.chunks
+                and first_end(c)
+                and not left_by_client(c)
+                and c.ends[0].kind == "reset"
             ):
-                yield greeted, f"nobody answered the greeting within {seconds(until - c.opened)}"
-                break  # the other sockets knock at the same closed door
+                yield c, f"{c.link.label}: the connection was refused"
+                break  # the others knock at the same closed door
+            until = talk.until(c)
+            if talk.protocol(c) == "zmtp" and until - c.opened >= PATIENCE_NS:
+                yield talk.on[c.id][0], f"no answer to the greeting in {seconds(until - c.opened)}"
+                break
 
 
 @_rule(
