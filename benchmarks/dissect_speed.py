@@ -46,7 +46,7 @@ def execution(session: Session) -> list[list[bytes]]:
         ("status", {"execution_state": "idle"}),
     ]
     return [
-        session.serialize(session.msg(kind, content, parent=parent), ident=b"kernel.x." + kind.encode())
+        session.serialize(session.msg(kind, content, parent=parent), ident=b"kernel.x.y")
         for kind, content in contents
     ]
 

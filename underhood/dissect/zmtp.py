@@ -28,6 +28,9 @@ _size8 = struct.Struct(">Q").unpack_from
 _SUBSCRIBERS: Final = (b"SUB", b"XSUB")
 _PUBLISHERS: Final = (b"PUB", b"XPUB")
 _SEALED: Final = b"\x07MESSAGE"
+# How libzmq 4.3 writes ERROR under PLAIN: its source says "\\x5ERROR", where the compiler takes
+# the digits 5 and E for one byte. Its own clients expect just this.
+_MISSPELT: Final = b"\x5eRROR"
 
 
 def is_greeting(data: bytes) -> bool:
@@ -337,6 +340,8 @@ class Traffic:
         if not self._is_command:
             return ""
         data, (start, end) = self._side.data, self._body(self._first)
+        if self._side.mechanism == "PLAIN" and data.startswith(_MISSPELT, start, end):
+            return "ERROR"
         if start == end or start + 1 + data[start] > end:
             return ""
         name = text(data[start + 1 : start + 1 + data[start]])
@@ -345,8 +350,9 @@ class Traffic:
     @property
     def command_data(self) -> bytes:
         """What follows the name of the command."""
-        start, end = self._body(self._first)
-        return self._side.data[start + 1 + self._side.data[start] : end]
+        data, (start, end) = self._side.data, self._body(self._first)
+        misspelt = data.startswith(_MISSPELT, start, end)
+        return data[start + (len(_MISSPELT) if misspelt else 1 + data[start]) : end]
 
     @property
     def _subscription(self) -> str:
@@ -563,6 +569,11 @@ def _named(
     data: bytes, start: int, end: int, mechanism: str, fields: Sequence[_Field] | None
 ) -> Iterator[Span]:
     """Yield the spans of a command's body: the length of its name, the name, its data."""
+    if mechanism == "PLAIN" and data.startswith(_MISSPELT, start, end):
+        after = start + len(_MISSPELT)
+        yield Span(start, len(_MISSPELT), "name", "ERROR", "zmtp.plain.misspelt_error")
+        yield from _sized(data, after, end, "zmtp.error", ("reason",))
+        return
     length = data[start]
     yield Span(start, 1, "name length", length, "zmtp.command.name_length")
     start += 1
