@@ -1,28 +1,37 @@
 """A picture in a page or notebook: one rich output, with everything it needs inside.
 
-Strategy: the output is plain HTML that reads well when nothing else works: the drawing as inline
-SVG with real text, every arrow a link to its message in a list of ``<details>``, and the messages
-as a table. The style sheet makes it follow the page's theme; the script, where it may run, only
-makes handier what is there already. Both are files of this package, written once into each output.
+Strategy: the output is plain HTML that reads well when nothing else works. The drawing is inline
+SVG with real text; every arrow is a link to its message in a list of ``<details>``; the messages
+stand there as a table too. The style sheet makes it follow the page's theme. The script, where it
+may run, only makes handier what is there already. Both are files of this package and are written
+into each output once; the script may run any number of times on a page.
+
+Where styles are taken out (JupyterLab does so while a notebook is not trusted, GitHub always), the
+text of a drawing would be left as a heap of words. So the drawing is marked ``hidden``, which the
+style sheet takes back: without it, list and table are what is seen.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from underhood.draw import scene as scenery
 from underhood.draw.palette import CHANNELS, Theme, marks, variables
-from underhood.draw.words import Clock, tint
+from underhood.draw.words import Clock, octets, tint
 
 if TYPE_CHECKING:
     from underhood.draw.scene import Scene
     from underhood.trace import Message, Trace
+
+_OPENED: Final = 250  # messages that a page carries whole; more are a table only
+_LONG: Final = 3000  # characters of one part of a message that the list shows
 
 _taken: Counter[str] = Counter()  # ids that this process has given out, by their stem
 
@@ -30,17 +39,27 @@ _taken: Counter[str] = Counter()  # ids that this process has given out, by thei
 class Picture:
     """One picture, drawn from a trace.
 
-    Shown by itself at the end of a cell, it is a drawing that readers can open; printed, it is a
-    table of its messages.
+    Shown at the end of a cell, it is a drawing that readers can open; printed, it is a table of
+    its messages.
 
-    Attributes
+    Parameters
     ----------
-    kind : str
+    kind
         ``"sequence"``, ``"octets"``, ``"timing"`` or ``"table"``.
-    title, description, caption : str
+    title, description, caption
         Its heading, its text for readers who cannot see it, and what to look for.
-    trace : Trace
+    scene
+        The drawing; None if there is none but HTML.
+    trace
         The messages in it.
+    body
+        HTML that stands in the place of the drawing, or below it.
+    text
+        What the picture is in plain text; a table of the messages if not given.
+    draws, lists
+        Whether a page shows the drawing, and whether it lists the messages below.
+    fates
+        What became of messages that did not simply arrive, by their numbers.
     """
 
     def __init__(
@@ -52,38 +71,38 @@ class Picture:
         scene: Scene | None,
         trace: Trace,
         caption: str = "",
+        body: str = "",
+        text: str = "",
+        draws: bool = True,
+        lists: bool = True,
         fates: Mapping[int, str] | None = None,
     ) -> None:
         self.kind, self.title, self.description, self.caption = kind, title, description, caption
-        self.trace, self._scene = trace, scene
-        self._fates, self._shown = fates or {}, 0
+        self.trace, self._scene, self._body, self._text = trace, scene, body, text
+        self._draws, self._lists = draws, lists
+        self._fates, self._shown = fates or {}, False
 
     def __repr__(self) -> str:
         from underhood.draw.table import as_text
 
-        return f"{self.title}\n{as_text(self.trace)}"
+        return f"{self.title}\n{self._text or as_text(self.trace)}"
 
     @cached_property
     def svg(self) -> str:
         """The drawing as an ``<svg>`` element that takes its colours from the page."""
         if self._scene is None:
             return ""
-        return scenery.svg(
-            self._scene,
-            title=self.title,
-            description=self.description,
-            attributes=' role="group"',
-        )
+        return scenery.svg(self._scene, title=self.title, description=self.description)
 
     @cached_property
     def html(self) -> str:
         """The whole picture as HTML."""
-        return self._html(_new_id(f"{self.trace.capture.name}"))
+        return self._html(_new_id(self.trace.capture.name))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         # The same picture shown twice needs addresses of its own the second time.
-        html = self.html if not self._shown else self._html(_new_id(self.trace.capture.name))
-        self._shown += 1
+        html = self._html(_new_id(self.trace.capture.name)) if self._shown else self.html
+        self._shown = True
         return {"text/html": html, "text/plain": repr(self)}
 
     def save(self, path: str | Path, *, theme: Theme = "light", scale: float = 2) -> Path:
@@ -105,7 +124,7 @@ class Picture:
         """
         path = Path(path)
         if self._scene is None:
-            raise ValueError(f"a {self.kind} has no drawing to save; use .html or print it")
+            raise ValueError(f"a {self.kind} has no drawing to save; print it, or use .html")
         if path.suffix == ".svg":
             path.write_text(scenery.styled(self.svg, theme), encoding="utf-8")
         elif path.suffix in (".png", ".pdf"):
@@ -115,70 +134,159 @@ class Picture:
             raise ValueError(f"cannot save as {path.suffix!r}; use .svg, .png or .pdf")
         return path
 
+    # ---- HTML
+
     def _html(self, own_id: str) -> str:
+        clock = Clock(self.trace)
+        opened = len(self.trace) <= _OPENED
+        drawn = self.svg.replace('href="#@', f'href="#{own_id}') if self._draws else ""
+        attributes = scenery.attributes(
+            id=own_id,
+            data_underhood=self.kind,
+            data_capture=self.trace.capture.name,
+            data_query=self.trace.query_json,
+            aria_label=self.title,
+        )
+        parts = [
+            f'<figure class="underhood"{attributes}>',
+            f"<style>{style_sheet()}</style>",
+            f'<p class="uh-title">{escape(self.title)}</p>',
+        ]
+        if drawn:
+            parts += [
+                self._key() if self._lists else "",
+                f'<div class="uh-body"><div class="uh-stage" hidden="">{drawn}</div></div>',
+                '<p class="uh-plain">The drawing needs its style sheet, which is shown where this '
+                "notebook is trusted. Here are its messages.</p>",
+            ]
+        parts.append(self._body)
+        if self.caption:
+            parts.append(f'<figcaption class="uh-caption">{escape(self.caption)}</figcaption>')
+        if len(self.trace) and self._lists:
+            parts += self._messages(own_id, clock, opened)
+        if drawn or self._lists:
+            parts.append(f"<script>{script()}</script>")
+        parts.append("</figure>")
+        return "\n".join(part for part in parts if part)
+
+    def _messages(self, own_id: str, clock: Clock, opened: bool) -> Iterator[str]:
+        """Write the messages, as a list to open and as a table, and what the script needs."""
+        from underhood.draw.payload import payload
         from underhood.draw.table import as_html
 
-        drawing = self.svg.replace("#@-m", f"#{own_id}-m")
-        parts = [
-            f'<figure class="underhood" id="{own_id}"'
-            + scenery.attributes(
-                data_underhood=self.kind,
-                data_capture=self.trace.capture.name,
-                data_query=self.trace.query_json,
-            )
-            + f' aria-label="{escape(self.title)}">',
-            f"<style>{style_sheet()}</style>",
-            f'<div class="uh-title">{escape(self.title)}</div>',
-            f'<ul class="uh-key" aria-label="Channels">{self._key()}</ul>' if drawing else "",
-            f'<div class="uh-stage">{drawing}</div>' if drawing else "",
-            f'<figcaption class="uh-caption">{escape(self.caption)}</figcaption>'
-            if self.caption
-            else "",
-        ]
-        clock = Clock(self.trace)
-        messages = "".join(_details(m, f"{own_id}-m{m.number}", clock) for m in self.trace)
-        if drawing:
-            parts.append(
-                '<details class="uh-fold"><summary>Messages, one by one</summary>'
-                f"{messages}</details>"
-                f'<details class="uh-fold"><summary>As a table</summary>'
-                f'<div class="uh-scroll">{as_html(self.trace)}</div></details>'
-            )
+        # An address is on what is inside a <details>, so that following it opens it.
+        rows = as_html(self.trace, "" if opened else f"{own_id}-m")
+        table = f'<div class="uh-scroll">{rows}</div>'
+        if self.kind == "table":
+            yield table
         else:
-            parts.append(f'<div class="uh-scroll">{as_html(self.trace)}</div>{messages}')
-        parts.append("</figure>")
-        return "\n".join(p for p in parts if p)
+            yield (
+                f'<details class="uh-fold uh-table"><summary>As a table</summary>{table}</details>'
+            )
+        if opened:
+            found = "".join(
+                _details(m, f"{own_id}-m{m.number}", clock, self._fates.get(m.number, ""))
+                for m in self.trace
+            )
+            yield (
+                '<details class="uh-fold uh-list"><summary>Message by message</summary>'
+                f"{found}</details>"
+            )
+            yield f'<script type="application/json">{payload(self.trace)}</script>'
 
     def _key(self) -> str:
         """Show each channel that occurs: its line, its head, its name."""
         from underhood.draw.sequence import swatch
 
         used = Counter(tint(m) for m in self.trace)
-        return "".join(
-            f'<li class="u-{name}"><span class="uh-swatch">{swatch(name)}</span>{name}</li>'
+        fates = {"lost": "● lost on the way", "refused": "✕ refused"}
+        items = [
+            f'<li class="u-{name}" data-channel="{name}">{swatch(name)}{name}</li>'
             for name in CHANNELS
             if name in used
-        )
+        ]
+        items += [f"<li>{fates[fate]}</li>" for fate in sorted({*self._fates.values()})]
+        return f'<ul class="uh-key" aria-label="Channels">{"".join(items)}</ul>'
 
 
-def _details(message: Message, own_id: str, clock: Clock) -> str:
+def _details(message: Message, own_id: str, clock: Clock, fate: str) -> str:
     """Write one message as something to open, that works without a script."""
-    parts = []
+    parts = "".join(
+        f"<dt>{escape(name)}</dt><dd><pre>{escape(_cut(text))}</pre></dd>"
+        for name, text in contents(message)
+    )
+    summary = clock.sentence(message, fate)
+    return (
+        f'<details class="uh-message" data-number="{message.number}" '
+        f'data-channel="{tint(message)}"><summary>{escape(summary)}</summary>'
+        f'<dl id="{own_id}">{parts}</dl></details>\n'
+    )
+
+
+def contents(message: Message) -> Iterator[tuple[str, str]]:
+    """Yield what is in a message, as names and texts: the parts of its protocol."""
     jupyter = message.jupyter
     if jupyter is not None:
-        for name in ("header", "parent_header", "metadata", "content"):
-            value = json.dumps(getattr(jupyter, name), indent=1, ensure_ascii=False)
-            parts.append(f"<dt>{name}</dt><dd><pre>{escape(value)}</pre></dd>")
-    # The address stands on what is inside, so that following it opens the details.
-    return (
-        f'<details class="uh-message u-{tint(message)}"><summary>{escape(clock.sentence(message))}'
-        f'</summary><dl id="{own_id}">{"".join(parts)}</dl></details>\n'
-    )
+        for name in ("content", "header", "parent_header", "metadata"):
+            value = getattr(jupyter, name)
+            yield name.replace("_", " "), json.dumps(value, indent=1, ensure_ascii=False)
+        if jupyter.buffers:
+            yield "buffers", ", ".join(octets(len(buffer)) for buffer in jupyter.buffers)
+        if jupyter.note:
+            yield "note", jupyter.note
+    elif message.protocol == "http":
+        for span in message.span.children:
+            if span.key in ("http.request_line", "http.response_line"):
+                yield "start line", _text(message.data[: span.length])
+        headers = getattr(message, "headers", {})
+        yield "headers", "\n".join(f"{name}: {value}" for name, value in headers.items())
+        body = bytes(getattr(message, "body", b""))
+        if body:
+            yield "body", _text(body) if _is_text(body) else octets(len(body))
+    elif message.protocol == "websocket":
+        payload = bytes(getattr(message, "payload", b""))
+        yield "payload", _text(payload) if _is_text(payload) else octets(len(payload))
+    else:
+        leaves = (leaf for leaf in message.span.leaves() if leaf.length)
+        yield (
+            "fields",
+            "\n".join(
+                f"{leaf.label}: {_value(leaf.value)}" for leaf in leaves if leaf.value is not None
+            ),
+        )
+    if (verdict := message.signature) is not None:
+        yield "signature", str(verdict)
+    yield "size", octets(message.size)
+
+
+def _value(value: Any) -> str:
+    return value.hex(" ") if isinstance(value, bytes) else str(value)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        return data.decode("utf-8").isprintable() or b"\0" not in data
+    except UnicodeDecodeError:
+        return False
+
+
+def _cut(text: str) -> str:
+    # Neither lone surrogates nor control characters may stand in HTML.
+    text = re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+    if len(text) <= _LONG:
+        return text
+    return f"{text[:_LONG]}\n… and {len(text) - _LONG} more characters"
 
 
 def _new_id(name: str) -> str:
     """Return an id for a picture that no other picture of this process has."""
-    stem = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-") or "picture"
+    stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "picture"
+    if not stem[0].isalpha():
+        stem = f"capture-{stem}"
     _taken[stem] += 1
     return stem if _taken[stem] == 1 else f"{stem}-{_taken[stem]}"
 
@@ -186,5 +294,18 @@ def _new_id(name: str) -> str:
 @cache
 def style_sheet() -> str:
     """Return the style sheet of every picture."""
-    own = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    return f"{variables()}\n{marks('.underhood ')}\n{own}"
+    return f"{variables()}\n{marks('.underhood ')}\n{_asset('page.css')}"
+
+
+@cache
+def script() -> str:
+    """Return the script of every picture."""
+    return _asset("page.js")
+
+
+def _asset(name: str) -> str:
+    """Read a file of this package, without comments and indentation."""
+    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))

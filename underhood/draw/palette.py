@@ -67,10 +67,16 @@ COLOURS: Final[dict[str, tuple[str, str]]] = {
     "rule": ("#dedbd1", "#343a45"),
     "edge": ("#b4820f", "#c99a36"),
     "hover": ("#ebe7da", "#2c323d"),
+    # Tints that tell the parts of a message from each other.
+    "shade-1": ("#e6eefa", "#1c2940"),
+    "shade-2": ("#fbeed8", "#3a2d14"),
+    "shade-3": ("#e6f2e2", "#1d2f1b"),
+    "shade-4": ("#f7e6ee", "#37202c"),
     "focus": ("#0b57d0", "#a8c7fa"),
 }
 
-Tint: TypeAlias = str  # a name in CHANNELS
+SHADES: Final = ("shade-1", "shade-2", "shade-3", "shade-4")
+
 _TINT: Final = "tint"  # stands for the colour of the channel that a mark belongs to
 
 
@@ -100,6 +106,10 @@ PARTS: Final[dict[str, Part]] = {
     "note": Part(stroke="edge", fill="paper", width=1),
     "crease": Part(stroke="edge", width=1),
     "tie": Part(stroke="line", width=0.8),
+    "wrap": Part(stroke="rule", fill="wash", width=1),
+    "ribbon": Part(fill="hover"),
+    "break": Part(stroke="line", width=1, dash=(3, 3)),
+    **{name: Part(fill=name) for name in ("shade-1", "shade-2", "shade-3", "shade-4")},
     "fold": Part(stroke="muted", width=1.2),
     "hit": Part(fill="none"),
 }
@@ -128,6 +138,7 @@ TYPES: Final[dict[str, Type]] = {
     "title": Type(15, "ink", bold=True),
     "small": Type(11, "muted"),
     "code": Type(11.5, "ink", mono=True),
+    "faint": Type(11.5, "muted", mono=True),
 }
 
 SANS: Final = (

@@ -26,6 +26,7 @@ from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import LoadFlags
 from matplotlib.path import Path as MatplotlibPath
 from matplotlib.transforms import Affine2D
 
@@ -112,17 +113,18 @@ def _advance(character: str, bold: bool, mono: bool) -> float:
     if east_asian_width(character) in "WF":
         return 1.05  # not in DejaVu; such faces are set on a square
     font = _font(bold, mono)
-    return float(font.load_char(ord(character), flags=_UNHINTED).linearHoriAdvance / 65536 / _EM)
+    return float(
+        font.load_char(ord(character), flags=LoadFlags.NO_HINTING).linearHoriAdvance / 65536 / _EM
+    )
 
 
 _EM: Final = 100  # the size at which characters are measured, in pixels
-_UNHINTED: Any = 2  # FT_LOAD_NO_HINTING: true proportions
 
 
 @cache
 def _font(bold: bool, mono: bool) -> Any:
     family = "DejaVu Sans Mono" if mono else "DejaVu Sans"
-    font = get_font(findfont(FontProperties([family], weight="bold" if bold else "normal")))
+    font = get_font(findfont(FontProperties(family=[family], weight="bold" if bold else "normal")))
     font.set_size(_EM, 72)
     return font
 
@@ -238,7 +240,7 @@ class SceneArtist(Artist):
         for (style, text), width in zip(pieces, widths, strict=True):
             look = TYPES[style]
             font = FontProperties(
-                ["DejaVu Sans Mono" if look.mono else "DejaVu Sans"],
+                family=["DejaVu Sans Mono" if look.mono else "DejaVu Sans"],
                 size=look.size,
                 weight="bold" if look.bold else "normal",
                 style="italic" if look.italic else "normal",
@@ -297,15 +299,13 @@ def figure(scene: Scene, theme: Theme = "light", *, ground: bool = False) -> Fig
     return made
 
 
-def svg(scene: Scene, *, title: str, description: str, attributes: str = "") -> str:
+def svg(scene: Scene, *, title: str, description: str) -> str:
     """Return the scene as an ``<svg>`` element without colours of its own.
 
     Parameters
     ----------
     title, description
         What a screen reader says.
-    attributes
-        More attributes of the root element, written out.
     """
     buffer = io.StringIO()
     with rc_context(_SVG):
@@ -319,8 +319,8 @@ def svg(scene: Scene, *, title: str, description: str, attributes: str = "") -> 
     inside = re.sub(r'<g id="figure_1">\s*(.*)</g>\s*</svg>', r"\1</svg>", inside, flags=re.DOTALL)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_n(scene.width)}" '
-        f'height="{_n(scene.height)}" viewBox="0 0 {_n(scene.width)} {_n(scene.height)}"'
-        f"{attributes}>"
+        f'height="{_n(scene.height)}" viewBox="0 0 {_n(scene.width)} {_n(scene.height)}" '
+        'role="group">'
         f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{inside.strip()}"
     )
 

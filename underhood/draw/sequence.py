@@ -718,7 +718,7 @@ def _shaft(
     # What can be pointed at leaves out the lifelines, which a tint would cover.
     yield Line(
         "hit",
-        tuple(((a, top), (b, top), (b, y + 7), (a, y + 7)) for a, b in pieces),
+        tuple(((a + step, top), (b, top), (b, y + 7), (a + step, y + 7)) for a, b in pieces),
         own,
         closed=True,
     )

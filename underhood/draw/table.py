@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 from unicodedata import east_asian_width
 
 from underhood.draw.page import Picture
-from underhood.draw.words import channel, messages, milliseconds, says
+from underhood.draw.scene import attributes
+from underhood.draw.words import channel, messages, milliseconds, says, tint
 
 if TYPE_CHECKING:
     from underhood.trace import Message, Trace
@@ -77,16 +78,16 @@ def as_text(trace: Trace) -> str:
     return "\n".join(lines)
 
 
-def as_html(trace: Trace) -> str:
-    """Set the table in HTML."""
+def as_html(trace: Trace, anchor: str = "") -> str:
+    """Set the table in HTML; ``anchor`` and a message's number make the id of its row."""
     head = "".join(
         f'<th scope="col"{_number(n)}>{escape(heading)}</th>' for n, heading in enumerate(HEADINGS)
     )
     body = "".join(
-        "<tr>"
+        f"<tr{attributes(id=anchor + row[0] if anchor else None, data_channel=tint(message))}>"
         + "".join(f"<td{_number(n)}>{escape(cell)}</td>" for n, cell in enumerate(row))
         + "</tr>\n"
-        for row in cells(trace)
+        for message, row in zip(trace, cells(trace), strict=True)
     )
     return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
 
