@@ -240,7 +240,9 @@ class Trace(Sequence[Message]):
                     capture.keys.get(connection.link.kernel_id),
                 )
             )
-        return cls(messages, capture, dissections=dissections)
+        # A capture may still be growing: what is seen now are its first so many messages.
+        query: Query = (("first", (len(messages),)),)
+        return cls(messages, capture, query, dissections=dissections)
 
     # ---- a sequence
 
@@ -302,6 +304,10 @@ class Trace(Sequence[Message]):
         """Keep the messages for which ``keep(message)`` is true."""
         kept = [m for m in self if keep(m)]
         return self._derived(kept, "numbers", *(m.number for m in kept))
+
+    def first(self, count: int) -> Trace:
+        """Keep the messages that were among the first ``count`` of their capture."""
+        return self._derived((m for m in self if m.number < count), "first", count)
 
     def numbers(self, *numbers: int) -> Trace:
         """Keep the messages with these numbers."""
@@ -428,7 +434,7 @@ class Trace(Sequence[Message]):
 
 
 FILTERS = (
-    "numbers", "between", "channel", "protocol", "types", "answering", "until_idle",
+    "first", "numbers", "between", "channel", "protocol", "types", "answering", "until_idle",
 )  # fmt: skip
 
 
