@@ -164,7 +164,7 @@ def test_the_comparison_notices_an_arrow_that_is_dropped_invented_moved_turned_o
 @pytest.mark.parametrize("page", PAGES)
 def test_every_picture_has_alternative_text_made_from_its_messages(build, page):
     for figure in figures(build, page):
-        svg = figure.select_one("svg")
+        svg = figure.select_one("svg:has([data-message])")
         assert svg.find("title").get_text(strip=True)
         described = svg.find("desc").get_text(strip=True)
         arrows = arrows_in(figure)
@@ -194,7 +194,9 @@ def texts(build: Path) -> Iterator[tuple[Path, str]]:
 
 def test_nothing_of_the_machine_that_built_it_is_in_the_site(build):
     home, user, host = str(Path.home()), getpass.getuser(), socket.gethostname()
-    traces = {str(ROOT), home, f"/home/{user}", str(Path(sys.base_prefix))}
+    traces = {str(ROOT), home, f"/home/{user}"}
+    if not sys.base_prefix.startswith("/usr"):
+        traces.add(sys.base_prefix)
     if len(host) > 5:
         traces.add(host)
     found = {

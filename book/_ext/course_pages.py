@@ -75,8 +75,8 @@ def depart_hidden_cell(self: HTML5Translator, node: HideCodeCellNode) -> None:
     self.body.append("</details>\n")
 
 
-class Dropdowns(SphinxPostTransform):
-    """Make every admonition with the class ``dropdown`` a ``<details>``."""
+class Boxes(SphinxPostTransform):
+    """Take the inner section out of exercises, and make every dropdown a ``<details>``."""
 
     default_priority = 400  # when exercises and solutions have got their titles
     formats = ("html",)
@@ -84,7 +84,12 @@ class Dropdowns(SphinxPostTransform):
     def run(self, **kwargs: Any) -> None:
         """Replace them."""
         for node in list(self.document.findall(nodes.Admonition)):
-            if not isinstance(node, nodes.Element) or "dropdown" not in node["classes"]:
+            if not isinstance(node, nodes.Element):
+                continue
+            # What sphinx-exercise wraps into a section has the same id in every exercise.
+            for section in [child for child in node.children if isinstance(child, nodes.section)]:
+                section.replace_self(section.children)
+            if "dropdown" not in node["classes"]:
                 continue
             kind = type(node).__name__
             body = list(node.children)
@@ -97,9 +102,7 @@ class Dropdowns(SphinxPostTransform):
             if kind in admonitionlabels and kind not in details["classes"]:
                 details["classes"].append(kind)
             details += Summary("", "", *_without_links(words))
-            # What sphinx-exercise calls a section is none: it would claim an id of its own.
-            for child in body:
-                details += child.children if isinstance(child, nodes.section) else child
+            details += body
             node.replace_self(details)
 
 
@@ -187,7 +190,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_node(Details, html=(visit_details, depart_details))
     app.add_node(Summary, html=(visit_summary, depart_summary))
     app.add_node(HideCodeCellNode, override=True, html=(visit_hidden_cell, depart_hidden_cell))
-    app.add_post_transform(Dropdowns)
+    app.add_post_transform(Boxes)
     app.connect("builder-inited", write_palette)
     app.connect("html-page-context", complete_context, priority=400)
     app.connect("write-started", make_way_for_scripts)
