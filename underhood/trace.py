@@ -160,6 +160,15 @@ class Message:
         """The tree of its bytes; offsets count from the start of its stream."""
         return self._dissection.span(self._unit)
 
+    def octets(self, *others: Message, **options: Any) -> Picture:
+        """Show its bytes with every field explained, beside those of ``others`` if any.
+
+        See :func:`underhood.draw.octets.octets`.
+        """
+        from underhood.draw.octets import octets
+
+        return octets(self, *others, **options)
+
 
 @dataclass(frozen=True, slots=True)
 class Hop:
@@ -425,6 +434,15 @@ class Trace(Sequence[Message]):
         from underhood.draw.sequence import sequence_diagram
 
         return sequence_diagram(self, **options)
+
+    def octets(self, **options: Any) -> Picture:
+        """Show the bytes of the messages with every field explained.
+
+        See :func:`underhood.draw.octets.octets`.
+        """
+        from underhood.draw.octets import octets
+
+        return octets(self, **options)
 
     def table(self, **options: Any) -> Picture:
         """Show the messages as a table; see :mod:`underhood.draw.table`."""
