@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from underhood.capture.recording import environment
+from underhood.capture.recording import active, environment
 from underhood.stage import guardian
 from underhood.stage.browser import chromium
 from underhood.stage.lab import FrontEnd, in_page
@@ -33,6 +33,8 @@ from underhood.stage.server import (
     FRONT_END_ARGUMENTS,
     Response,
     Taps,
+    forwarded,
+    jupyter_server,
     request,
     settle,
 )
@@ -53,8 +55,6 @@ class Hub:
     ----------
     url : str
         Where a script reaches the proxy, and through it the hub and all servers.
-    browser_url : str
-        The same for a browser.
     users : tuple of str
         Who may log in.
     password : str
@@ -65,12 +65,11 @@ class Hub:
         The hub's process and the proxy's.
     """
 
-    TOLD: ClassVar = ("url", "browser_url", "users", "password", "token", "log")
+    TOLD: ClassVar = ("url", "users", "password", "token", "log")
 
     def __init__(
         self,
         url: str,
-        browser_url: str,
         users: tuple[str, ...],
         password: str,
         token: str,
@@ -78,12 +77,16 @@ class Hub:
         proxy: Child,
         folders: Mapping[str, Path],
         browser: Browser | None,
+        cached: bool,
+        public: int,
+        taps: Taps,
         stack: contextlib.AsyncExitStack,
     ) -> None:
-        self.url, self.browser_url, self.users = url, browser_url, users
+        self.url, self.users = url, users
         self.password, self.token = password, token
         self.process, self.proxy = process, proxy
-        self._folders, self._browser, self._stack = folders, browser, stack
+        self._folders, self._browser, self._cached = folders, browser, cached
+        self._public, self._taps, self._stack = public, taps, stack
 
     def __repr__(self) -> str:
         return f"<Hub at {self.url}, {len(self.users)} users, {self.process!r}>"
@@ -136,15 +139,20 @@ class Hub:
                 + (f"the users are {who}" if self._browser else "the hub has no browser")
             )
         lab = await self._stack.enter_async_context(
-            in_page(
-                "JupyterLab",
-                self._browser,
-                f"{self.browser_url}/user/{user}",
-                "",
-                self._folders[user],
-            )
+            in_page("JupyterLab", self._browser, "", "", self._folders[user])
         )
-        await lab.page.goto(self.browser_url)
+        at = 0
+        if self._cached and active():
+            # A server of the same name and address, in a home of its own.
+            base_url = f"--ServerApp.base_url=/user/{user}/"
+            async with (
+                jupyter_server(base_url, extensions=EXTENSIONS) as server,
+                forwarded(server.port) as at,
+            ):
+                await lab.fill_cache(f"http://{HOST}:{at}/user/{user}", server.token)
+        at = self._taps.before(self._public, f"{user}'s browser", "proxy", at=at)
+        lab.base = f"http://{HOST}:{at}/user/{user}"
+        await lab.page.goto(f"http://{HOST}:{at}")
         await lab.page.fill("#username_input", user)
         await lab.page.fill("#password_input", self.password)
         await lab.page.click("#login_submit")
@@ -189,7 +197,7 @@ class Hub:
 
 @contextlib.asynccontextmanager
 async def jupyterhub(
-    users: Sequence[str] = ("alice", "bob"), *, browser: bool = True
+    users: Sequence[str] = ("alice", "bob"), *, browser: bool = True, cached: bool = True
 ) -> AsyncIterator[Hub]:
     """Run a JupyterHub with its proxy, and a browser, as long as the block runs.
 
@@ -199,6 +207,9 @@ async def jupyterhub(
         Who may log in (small letters and digits).
     browser
         Whether a browser is wanted.
+    cached
+        Whether the browser has JupyterLab's files (8 MB) already when a user logs in, as on any
+        day but the first; the visit before this one is not recorded.
 
     Raises
     ------
@@ -207,12 +218,12 @@ async def jupyterhub(
     StartError
         If the proxy or the hub does not start.
     """
-    async with on_stage(Hub, _hub(users, browser)) as hub:
+    async with on_stage(Hub, _hub(users, browser, cached)) as hub:
         yield hub
 
 
 @contextlib.asynccontextmanager
-async def _hub(users: Sequence[str], browser: bool) -> AsyncIterator[Hub]:
+async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterator[Hub]:
     proxy_command = find_proxy()
     async with contextlib.AsyncExitStack() as stack:
         home = await stack.enter_async_context(Home())
@@ -225,7 +236,6 @@ async def _hub(users: Sequence[str], browser: bool) -> AsyncIterator[Hub]:
         # Everybody on the stage, and the port by which they reach each other.
         hub_for_proxy = f"http://{HOST}:{taps.before(hub_port, 'proxy', 'hub')}"
         url = f"http://{HOST}:{taps.before(public, 'client', 'proxy')}"
-        browser_url = f"http://{HOST}:{taps.before(public, 'browser', 'proxy')}"
         api_for_hub = f"http://{HOST}:{taps.before(api, 'hub', 'proxy')}"
 
         proxy = await home.start(
@@ -321,8 +331,8 @@ async def _hub(users: Sequence[str], browser: bool) -> AsyncIterator[Hub]:
 
         await process.until(hub_ready)
         yield Hub(
-            url, browser_url, tuple(users), password, token, process, proxy, folders, page_maker,
-            stack,
+            url, tuple(users), password, token, process, proxy, folders, page_maker, cached,
+            public, taps, stack,
         )  # fmt: skip
 
 

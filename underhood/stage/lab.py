@@ -31,7 +31,7 @@ from underhood.capture.recording import active
 from underhood.stage.browser import NetworkTab, chromium
 from underhood.stage.processes import HOST, Home
 from underhood.stage.replay import on_stage
-from underhood.stage.server import EXTENSIONS, Server, Taps, jupyter_server
+from underhood.stage.server import EXTENSIONS, Server, Taps, forwarded, jupyter_server
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
@@ -172,6 +172,8 @@ class FrontEnd:
     ----------
     kind : str
         ``"JupyterLab"`` or ``"Notebook"``.
+    base : str
+        The URL of its server as the browser sees it, without a slash at its end.
     page : playwright.async_api.Page
         The page, for whatever else a reader would do with it.
     network : NetworkTab
@@ -187,12 +189,12 @@ class FrontEnd:
         notebooks: Path,
     ) -> None:  # fmt: skip
         self.kind, self.page, self.network = kind, page, network
-        self._clock, self._base, self._token, self._notebooks = clock, base, token, notebooks
+        self.base, self._clock, self._token, self._notebooks = base, clock, token, notebooks
         self.loaded = False
         self._opened = ""
 
     def __repr__(self) -> str:
-        return f"<{self.kind} at {self._base}, showing {self._opened or 'nothing yet'}>"
+        return f"<{self.kind} at {self.base}, showing {self._opened or 'nothing yet'}>"
 
     async def open(self, path: str, cells: Sequence[str] = ("",)) -> None:
         """Open a notebook, and wait until its kernel answers.
@@ -212,15 +214,21 @@ class FrontEnd:
             await self.command("docmanager:open", path=path)
         else:
             secret = f"?token={self._token}" if self._token and not self.loaded else ""
-            await self.page.goto(f"{self._base}{_DOORS[self.kind]}{quote(path)}{secret}")
+            await self.page.goto(f"{self.base}{_DOORS[self.kind]}{quote(path)}{secret}")
             self.loaded = True
         await self.ready()
         self._opened = path
 
-    async def fill_cache(self) -> None:
-        """Visit the front end once, so that the browser has its files; forget all else."""
+    async def fill_cache(self, base: str, token: str) -> None:
+        """Visit a front end once, so that the browser has its files; forget all else.
+
+        Parameters
+        ----------
+        base, token
+            A server's URL, without a slash at its end, and its token.
+        """
         place = {"JupyterLab": "/lab/workspaces/before", "Notebook": "/tree"}[self.kind]
-        await self.page.goto(f"{self._base}{place}?token={self._token}")
+        await self.page.goto(f"{base}{place}?token={token}")
         await self.page.wait_for_function("() => window.jupyterapp?.restored.then(() => true)")
         await self.page.goto("about:blank")
         await self.page.context.clear_cookies()
@@ -360,13 +368,14 @@ async def _front_end(
             )
         taps = Taps()
         stack.push_async_callback(taps.close)
-        port = taps.before(server.port, client, "server", silent=cached)
         front_end = await stack.enter_async_context(
-            in_page(kind, browser, f"http://{HOST}:{port}", server.token, server.notebooks)
+            in_page(kind, browser, "", server.token, server.notebooks)
         )
+        at = 0
         if cached and active():
-            await front_end.fill_cache()
-            await taps.tell()
+            async with forwarded(server.port) as at:
+                await front_end.fill_cache(f"http://{HOST}:{at}", server.token)
+        front_end.base = f"http://{HOST}:{taps.before(server.port, client, 'server', at=at)}"
         yield front_end
 
 

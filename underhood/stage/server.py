@@ -72,8 +72,6 @@ class Server:
 
     Attributes
     ----------
-    url : str
-        Where ``client`` reaches it (through the tap, inside a recording); no slash at its end.
     token : str
         Its secret, made for this run.
     notebooks : Path
@@ -82,17 +80,14 @@ class Server:
         Its process.
     port : int
         Where it listens, behind the taps.
-    taps : Taps
-        The taps in front of it.
     """
 
     def __init__(
         self, process: Child, port: int, token: str, notebooks: Path, client: str, taps: Taps
     ) -> None:
         self.process, self.token, self.notebooks = process, token, notebooks
-        self.port, self.taps = port, taps
+        self.port, self._client, self._taps = port, client, taps
         self._urls: dict[str, str] = {}
-        self.url = self.url_for(client)
 
     def __repr__(self) -> str:
         return f"<Server at {self.url}, {self.process!r}>"
@@ -102,10 +97,15 @@ class Server:
         """What the server logged so far."""
         return self.process.log
 
+    @property
+    def url(self) -> str:
+        """Where the client reaches it (inside a recording through a tap); no slash at its end."""
+        return self.url_for(self._client)
+
     def url_for(self, client: str) -> str:
         """Return a URL for one more client, which pictures will call by this name."""
         if client not in self._urls:
-            port = self.taps.before(self.port, client, "server")
+            port = self._taps.before(self.port, client, "server")
             self._urls[client] = f"http://{HOST}:{port}"
         return self._urls[client]
 
@@ -182,19 +182,19 @@ async def jupyter_server(
             environment={"JUPYTER_TOKEN": token, **environment("server")},
         )
         stack.push_async_callback(process.stop)
-        port = 0
+        place: dict[str, Any] = {}
         runtime = Path(home.environment["JUPYTER_RUNTIME_DIR"])
 
         async def ready() -> bool:
-            nonlocal port
+            nonlocal place
             # The file may not be there yet, or not be complete yet.
             with contextlib.suppress(OSError, ValueError):
-                port = json.loads((runtime / f"jpserver-{process.pid}.json").read_text())["port"]
-                return (await request("GET", f"http://{HOST}:{port}/api")).status == HTTPStatus.OK
+                place = json.loads((runtime / f"jpserver-{process.pid}.json").read_text())
+                return (await request("GET", f"{place['url']}api")).status == HTTPStatus.OK
             return False
 
         await process.until(ready)
-        yield Server(process, port, token, home.notebooks, client, taps)
+        yield Server(process, place["port"], token, home.notebooks, client, taps)
 
 
 def settle(settings: Path) -> None:
@@ -211,9 +211,8 @@ class Taps:
 
     def __init__(self) -> None:
         self._taps: list[Tap] = []
-        self._silent: dict[Tap, Link] = {}
 
-    def before(self, port: int, client: str, server: str, *, silent: bool = False) -> int:
+    def before(self, port: int, client: str, server: str, *, at: int = 0) -> int:
         """Put a tap in front of ``port``, if something is recording; return the port to use.
 
         Parameters
@@ -222,32 +221,31 @@ class Taps:
             Where ``server`` listens, or will.
         client, server
             The parties' names, as a diagram's lifelines will show them.
-        silent
-            Whether it tells the recordings nothing until :meth:`tell`.
+        at
+            Where the tap listens; any free port by default.
         """
         if not active():
             return port
         link = Link(client, server, "http")
-        new = Tap((HOST, 0), [(HOST, port)], {} if silent else dict.fromkeys(active(), link))
+        new = Tap((HOST, at), [(HOST, port)], dict.fromkeys(active(), link))
         start(new)
         self._taps.append(new)
-        if silent:
-            self._silent[new] = link
         return int(new.address[1])
-
-    async def tell(self) -> None:
-        """Have silent taps close all connections, and tell the recordings of new ones."""
-        old, self._silent = self._silent, {}
-        await asyncio.to_thread(stop, *old, drain=0.0)
-        for tap, link in old.items():
-            self._taps.remove(tap)
-            new = Tap(tap.address, tap.targets, dict.fromkeys(active(), link))
-            start(new)
-            self._taps.append(new)
 
     async def close(self) -> None:
         """Stop them, after their actors have ended."""
         await asyncio.to_thread(stop, *self._taps)
+
+
+@contextlib.asynccontextmanager
+async def forwarded(port: int) -> AsyncIterator[int]:
+    """Yield another port by which ``port`` is reached as long as the block runs, unrecorded."""
+    tap = Tap((HOST, 0), [(HOST, port)], {})
+    start(tap)
+    try:
+        yield int(tap.address[1])
+    finally:
+        await asyncio.to_thread(stop, tap, drain=0.0)
 
 
 async def request(
