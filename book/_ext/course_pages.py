@@ -88,6 +88,7 @@ class Boxes(SphinxPostTransform):
                 continue
             # What sphinx-exercise wraps into a section has the same id in every exercise.
             for section in [child for child in node.children if isinstance(child, nodes.section)]:
+                section["ids"] = []  # or they would pass to what takes its place
                 section.replace_self(section.children)
             if "dropdown" not in node["classes"]:
                 continue
