@@ -508,8 +508,8 @@ class Recording:
         Returns
         -------
         str or tuple
-            Where the tap listens, in the form of ``target``. It goes on forwarding after the
-            recording until the server is gone.
+            Where the tap listens, in the form of ``target``. When the recording ends, it stops if
+            the server is gone, and goes on forwarding as long as it is not.
 
         Raises
         ------

@@ -173,6 +173,8 @@ if hasattr(os, "register_at_fork"):
 _BUFFER: Final = memoryview(bytearray(256 * 1024))
 # How much is kept in memory before the sender is slowed down, in bytes.
 _HIGH_WATER: Final = 1024 * 1024
+# How long to wait for one answer; a host that is down gives none. On loopback, it comes at once.
+_CONNECT_S: Final = 10.0
 _RETRY_FIRST_S: Final = 0.01
 _RETRY_LAST_S: Final = 0.02
 _WATCH_S: Final = 0.1
@@ -330,7 +332,7 @@ class _Relay:
         """Connect to the target; it may not be up yet."""
         give_up = time.monotonic() + self.tap.patience
         pause = _RETRY_FIRST_S
-        while not await _connect(self.far, self.tap.targets):
+        while await _connect(self.far, self.tap.targets) is None:
             if time.monotonic() >= give_up:
                 self._dialling = None
                 self.tap.refused()
@@ -370,17 +372,20 @@ class _Relay:
             self.tap.ended(self)
 
 
-async def _connect(side: _Side, targets: Sequence[Endpoint]) -> bool:
-    """Connect to the first target that answers; return whether one did."""
+async def _connect(
+    protocol: asyncio.BaseProtocol, targets: Sequence[Endpoint]
+) -> asyncio.BaseTransport | None:
+    """Connect to the first target that answers; return None if none does."""
     loop = asyncio.get_running_loop()
     for target in targets:
-        with contextlib.suppress(OSError):
-            if isinstance(target, str):
-                await loop.create_unix_connection(lambda: side, target)
-            else:
-                await loop.create_connection(lambda: side, *target)
-            return True
-    return False
+        with contextlib.suppress(OSError):  # among them TimeoutError
+            async with asyncio.timeout(_CONNECT_S):
+                if isinstance(target, str):
+                    transport, _ = await loop.create_unix_connection(lambda: protocol, target)
+                else:
+                    transport, _ = await loop.create_connection(lambda: protocol, *target)
+            return transport
+    return None
 
 
 # Unix-domain sockets have paths, which tell about the machine and fit no packet. Instead, a
@@ -480,8 +485,19 @@ class Tap:
         self.links.pop(sink, None)
         for relay in self.relays:
             relay.flows = [(taker, flow) for taker, flow in relay.flows if taker is not sink]
-        if self._until_refused and not self.links:
-            self.patience = 0.0
+
+    async def stop_if_gone(self) -> None:
+        """Stop if nobody is left to tell and to forward to; runs on the taps' thread."""
+        if not self._until_refused or self.links:
+            return
+        self.patience = 0.0
+        if not self.relays:
+            probe = await _connect(asyncio.Protocol(), self.targets)
+            if probe is not None:
+                probe.close()
+            elif not self.relays:
+                self._stop_listening()
+                THREAD.release(self)
 
     def refused(self) -> None:
         """Note that the target did not answer as long as patience lasted."""
@@ -584,6 +600,9 @@ def detach(sink: Sink) -> None:
 
     async def on_thread() -> None:
         detach_here(sink)
+        for holder in THREAD.holders:
+            if isinstance(holder, Tap):
+                await holder.stop_if_gone()
 
     if THREAD.running:
         THREAD.run(on_thread)
