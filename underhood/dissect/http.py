@@ -61,15 +61,20 @@ class Headers(Mapping[str, str]):
 
     The values of a name that came more than once are joined by ``", "``; :meth:`all` has them
     one by one, which ``Set-Cookie`` needs.
+
+    Attributes
+    ----------
+    fields : tuple
+        Every name and value, as sent and in order.
     """
 
-    __slots__ = ("_fields",)
+    __slots__ = ("fields",)
 
     def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
-        self._fields = tuple(fields)
+        self.fields = tuple(fields)
 
     def __repr__(self) -> str:
-        return f"Headers({list(self._fields)!r})"
+        return f"Headers({list(self.fields)!r})"
 
     def __getitem__(self, name: str) -> str:
         found = self.all(name)
@@ -78,15 +83,15 @@ class Headers(Mapping[str, str]):
         return ", ".join(found)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(name for name, _ in self._fields))
+        return iter(dict.fromkeys(name for name, _ in self.fields))
 
     def __len__(self) -> int:
-        return len({name for name, _ in self._fields})
+        return len({name for name, _ in self.fields})
 
     def all(self, name: str) -> list[str]:
         """Return every value that came under this name, in order."""
         lower = name.lower()
-        return [value for known, value in self._fields if known.lower() == lower]
+        return [value for known, value in self.fields if known.lower() == lower]
 
     def tokens(self, name: str) -> list[str]:
         """Return the members of a comma-separated list, in lower case."""
