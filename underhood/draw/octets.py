@@ -37,8 +37,8 @@ _ROWS: Final = 60  # rows of the drawing of one message
 _LEFT: Final = 10
 _HEX: Final = 190  # where hexadecimal begins
 _LINE: Final = 16
-_COLUMN: Final = 212  # least width of one of several messages
-_BETWEEN: Final = 54  # room for ribbons
+_COLUMN: Final = 160  # least width of one of several messages
+_BETWEEN: Final = 42  # room for ribbons
 
 
 def octets(
@@ -199,7 +199,7 @@ def _dump(found: Sequence[Message], rest: Sequence[_Leftover]) -> Scene:
     marks: list[Mark] = []
     y = 10.0
     size = measure("0", "code")
-    text_at = _HEX + size * 3 * _ACROSS + 10
+    text_at = _HEX + size * (3 * _ACROSS - 1) + 14
     width = text_at + size * _ACROSS + 14
     subjects: list[tuple[str, Field, bytes]] = [
         (_sentence(m), field(m.span, m.data), m.data) for m in found
@@ -295,12 +295,12 @@ def _ellipsis(text: str, room: float) -> str:
 
 def _compared(found: Sequence[Message]) -> Scene:
     """Draw messages as columns of parts, with ribbons between equal ones."""
-    width = max(_COLUMN, (700 - _BETWEEN * (len(found) - 1)) / len(found))
+    width = max(_COLUMN, (666 - _BETWEEN * (len(found) - 1)) / len(found))
     marks: list[Mark] = []
     columns: list[dict[str, tuple[_Part, float, float]]] = []
     bottom = 0.0
     for n, message in enumerate(found):
-        x, y = n * (width + _BETWEEN), 10.0
+        x, y = 1 + n * (width + _BETWEEN), 10.0
         for line in wrap(_wrapping(message), "count", width, 3):
             marks.append(Text("count", x, y + 12, line))
             y += _LINE
@@ -326,7 +326,7 @@ def _compared(found: Sequence[Message]) -> Scene:
         bottom = max(bottom, y)
     ribbons: list[Mark] = []
     for n, (left, right) in enumerate(pairwise(columns)):
-        x = n * (width + _BETWEEN) + width
+        x = 1 + n * (width + _BETWEEN) + width
         for name in left.keys() & right.keys():
             (one, y1, h1), (other, y2, h2) = left[name], right[name]
             same = one.value == other.value if one.value is not None else one.data == other.data
@@ -339,7 +339,7 @@ def _compared(found: Sequence[Message]) -> Scene:
             ribbons.append(Line("ribbon" if same else "break", (ends,), closed=True))
             middle = (y1 + y2 + (h1 + h2) / 2) / 2 + 4
             ribbons.append(Text("small", x + _BETWEEN / 2, middle, "=" if same else "≠", "middle"))
-    return Scene(round(len(found) * (width + _BETWEEN) - _BETWEEN), round(bottom + 4),
+    return Scene(round(len(found) * (width + _BETWEEN) - _BETWEEN) + 2, round(bottom + 4),
                  (*ribbons, *marks))  # fmt: skip
 
 

@@ -288,7 +288,7 @@ const enliven = (figure) => {
     tool('PNG', 'Download the drawing as PNG', savePng);
     if (data?.file) tool('pcapng', `Download ${data.extent}, for Wireshark`, savePcapng);
     figure.querySelector('.uh-title').after(tools);
-    if (arrows.length) body.before(build('p', {className: 'uh-hint'}, 'Choose an arrow to open its message; the arrow keys step through.'));
+    if (arrows.length) body.before(build('p', {className: 'uh-hint'}, `Choose ${figure.dataset.underhood === 'sequence' ? 'an arrow' : 'a row'} to open its message; the arrow keys step through.`));
   }
 
   // -- what reaches over more than a screen keeps its heads in sight

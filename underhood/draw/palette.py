@@ -67,6 +67,10 @@ COLOURS: Final[dict[str, tuple[str, str]]] = {
     "rule": ("#dedbd1", "#343a45"),
     "edge": ("#b4820f", "#c99a36"),
     "hover": ("#ebe7da", "#2c323d"),
+    # Who holds a conversation, one after another.
+    "share-1": ("#1257a6", "#86bdf8"),
+    "share-2": ("#b4820f", "#c99a36"),
+    "share-3": ("#6a3fb5", "#c6aaf9"),
     # Tints that tell the parts of a message from each other.
     "shade-1": ("#e6eefa", "#1c2940"),
     "shade-2": ("#fbeed8", "#3a2d14"),
@@ -110,6 +114,14 @@ PARTS: Final[dict[str, Part]] = {
     "ribbon": Part(fill="hover"),
     "break": Part(stroke="line", width=1, dash=(3, 3)),
     **{name: Part(fill=name) for name in ("shade-1", "shade-2", "shade-3", "shade-4")},
+    "grid": Part(stroke="rule", width=1),
+    "bar": Part(fill=_TINT),
+    "bar-failed": Part(stroke=_TINT, fill="paper", width=1.6),
+    "share-1": Part(fill="share-1"),
+    "share-2": Part(fill="share-2"),
+    "share-3": Part(fill="share-3"),
+    "dot": Part(fill="ink"),
+    "median": Part(stroke="ink", width=2),
     "fold": Part(stroke="muted", width=1.2),
     "hit": Part(fill="none"),
 }
@@ -137,6 +149,8 @@ TYPES: Final[dict[str, Type]] = {
     "count": Type(12, "ink", bold=True),
     "title": Type(15, "ink", bold=True),
     "small": Type(11, "muted"),
+    "row": Type(12, _TINT),
+    "name-row": Type(12.5, "ink", bold=True),
     "code": Type(11.5, "ink", mono=True),
     "faint": Type(11.5, "muted", mono=True),
 }
@@ -214,8 +228,10 @@ def marks(scope: str, theme: Theme | None = None) -> str:
         own = write(name)
         dash = " ".join(f"{d:g}" for d in channel.dash)
         at = f"{scope}.u-{name} "
-        rules.append(f"{at}.u-label,{at}.u-detail,{at}.u-head{{fill:{own}}}")
-        rules.append(f"{at}.u-head,{at}.u-barb,{at}.u-hollow,{at}.u-line{{stroke:{own}}}")
+        filled = ",".join(f"{at}.u-{part}" for part in ("label", "detail", "row", "head", "bar"))
+        rules.append(f"{filled}{{fill:{own}}}")
+        parts = ("head", "barb", "hollow", "line", "bar-failed")
+        rules.append(f"{','.join(f'{at}.u-{part}' for part in parts)}{{stroke:{own}}}")
         rules.append(
             f"{at}.u-line{{stroke-width:{channel.width:g}"
             + (f";stroke-dasharray:{dash}" if dash else "")

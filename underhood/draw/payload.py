@@ -28,9 +28,10 @@ from underhood.draw.fields import explanation, field, packed
 if TYPE_CHECKING:
     from underhood.trace import Message, Trace
 
-_CAPTURE: Final = 24_000  # bytes of a compressed capture that a page carries whole
-_EXCERPT: Final = 120_000  # bytes of a compressed excerpt that it carries at most
-_SHOWN: Final = 4096  # bytes of one message that can be looked at
+_CAPTURE: Final = 12_000  # bytes of a compressed capture that a page carries whole
+_EXCERPT: Final = 20_000  # bytes of a compressed excerpt that it carries at most
+_SHOWN: Final = (256, 4096)  # least and most bytes of one message that can be looked at
+_SHOWN_IN_ALL: Final = 48_000
 
 
 def payload(trace: Trace) -> str:
@@ -40,9 +41,10 @@ def payload(trace: Trace) -> str:
     kinds: dict[tuple[str, str], int] = {}
     messages = {}
     pieces = _Pieces(trace.capture)
+    most = max(_SHOWN[0], min(_SHOWN[1], _SHOWN_IN_ALL // max(len(trace), 1)))
     for message in trace:
         span, data = message.span, message.data
-        limit = min(len(data), _SHOWN)
+        limit = min(len(data), _SHOWN[1] if file else most)
         at = []
         for piece in pieces.of(message, limit):
             found = file.find(piece)

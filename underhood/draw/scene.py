@@ -162,13 +162,12 @@ def wrap(text: str, style: str, width: float, lines: int = 3) -> tuple[str, ...]
             found[-1], rest = rest[:cut], rest[cut:]
             if rest:
                 found.append("")
-    found = [line.strip() for line in found if line.strip()]
     if len(found) > lines:
-        rest = "".join(found[lines - 1 :])
+        rest = "".join(found[lines - 1 :]).strip()
         tail = rest[::-1][: _fitting(rest[::-1], style, width * 0.55)][::-1]
         head = rest[: _fitting(rest, style, width - measure("…" + tail, style))]
         found[lines - 1 :] = [f"{head}…{tail}"]
-    return tuple(found)
+    return tuple(line.strip() for line in found if line.strip())
 
 
 def _fitting(text: str, style: str, width: float) -> int:

@@ -35,7 +35,16 @@ from underhood.draw.scene import (
     measure,
     wrap,
 )
-from underhood.draw.words import Clock, in_words, joined, messages, milliseconds, plain, tint
+from underhood.draw.words import (
+    Clock,
+    in_words,
+    joined,
+    messages,
+    milliseconds,
+    plain,
+    round_step,
+    tint,
+)
 
 if TYPE_CHECKING:
     from underhood.trace import Message, Trace
@@ -55,7 +64,7 @@ _NEST: Final = 4  # how far a bar inside another stands out
 _TIP: Final = 8  # length of an arrowhead
 _LOOP: Final = 26  # how far a message to oneself swings out
 _PAUSE: Final = 34  # height of a pause
-_BANNER: Final = 34  # height of the head of a group
+_BANNER: Final = 38  # height of the head of a group
 _NOTE: Final = 260  # width of a note
 _BRACKET: Final = 46  # room at the right for the count of a folded run
 _LEADERS: Final = 40  # room between a true axis of time and the rows
@@ -129,7 +138,7 @@ def sequence_diagram(
     notes: Mapping[int, str] | None = None,
     lost: Collection[int] = (),
     refused: Collection[int] = (),
-    width: float = 700,
+    width: float = 668,
 ) -> Picture:
     """Draw the messages of ``trace`` as a sequence diagram, one arrow each.
 
@@ -497,18 +506,22 @@ class _Activity:
 def _activities(plan: _Plan, top: float, bottom: float) -> Iterator[_Activity]:
     """Read ``status`` messages: busy begins an activation bar, the idle that answers it ends one.
 
-    Only the party that a status is about counts: a server that passes it on has heard it first.
+    Only the party that a status is about counts, and only once: a server that passes it on has
+    heard it before.
     What the trace does not show the beginning or the end of reaches to the edge.
     """
-    heard: set[tuple[str, str]] = set()
+    known: set[tuple[str, str]] = set()
     busy: dict[str, list[tuple[str, float]]] = {}
     begun: set[str] = set()
     for row in plan.arrows:
         message = row.message
         if message.label != "status":
             continue
-        heard.add((message.receiver, message.msg_id))
-        if (message.sender, message.msg_id) in heard:
+        told = (message.sender, message.msg_id)
+        news = told not in known
+        # The receiver knows it too now; and a publisher tells each subscriber the same.
+        known |= {told, (message.receiver, message.msg_id)}
+        if not news:
             continue
         party, request = message.sender, message.parent_id
         open_bars = busy.setdefault(party, [])
@@ -601,7 +614,7 @@ def _true_axis(plan: _Plan) -> Iterator[Mark]:
     top, bottom = plan.axis
     x = plan.gutter + 2
     whole = plan.clock.end - plan.clock.start
-    step = _round_step(whole / 1e6 / max((bottom - top) / 60, 1))
+    step = round_step(whole / 1e6 / max((bottom - top) / 60, 1))
     count = int(whole / 1e6 / step + 1e-9) if step else 0
     yield Line("life", (((x, top), (x, bottom)),))
     yield Text("time", x - 6, _TOP + plan.head + 14, "ms", "end")
@@ -616,18 +629,6 @@ def _true_axis(plan: _Plan) -> Iterator[Mark]:
     yield Line("tie", tuple(ties))
 
 
-def _round_step(least: float) -> float:
-    """Return the smallest of 1, 2 or 5 times a power of ten that is not below ``least``."""
-    if least <= 0:
-        return 0.0
-    power = 1e-6
-    while True:
-        for factor in (1, 2, 5):
-            if factor * power >= least:
-                return factor * power
-        power *= 10
-
-
 def _bands(plan: _Plan) -> Iterator[Mark]:
     """Lay a band behind the rows of each group, with what it is at its head."""
     left, right = plan.gutter + (_LEADERS - 6 if plan.scale == "time" else 2), plan.width - 1
@@ -636,7 +637,7 @@ def _bands(plan: _Plan) -> Iterator[Mark]:
         if row.group >= 0:
             edges[row.group] = (edges.get(row.group, (row, row))[0], row)
     for first, last in edges.values():
-        top, bottom = first.top + 6, last.top + last.height + 4
+        top, bottom = first.top + 10, last.top + last.height + 3
         yield Box("band", left, top, right - left, bottom - top, 5)
 
 
@@ -644,8 +645,8 @@ def _banner(plan: _Plan, row: _Row) -> Iterator[Mark]:
     """Write the head of a group, in a tab that covers the lifelines."""
     left = plan.gutter + (_LEADERS - 6 if plan.scale == "time" else 2)
     text = row.lines[0]
-    yield Box("tab", left, row.top + 6, measure(text, "group") + 20, 20, 5)
-    yield Text("group", left + 10, row.top + 20, text)
+    yield Box("tab", left, row.top + 10, measure(text, "group") + 20, 20, 5)
+    yield Text("group", left + 10, row.top + 24, text)
 
 
 def _bracket(plan: _Plan, first: _Row, last: _Row, times: int) -> Iterator[Mark]:

@@ -80,6 +80,18 @@ def says(message: Message) -> str:
     return f"{label}: {plain(message.detail)}" if message.detail else label
 
 
+def round_step(least: float) -> float:
+    """Return the smallest of 1, 2 or 5 times a power of ten that is not below ``least``."""
+    if least <= 0:
+        return 0.0
+    power = 1e-6
+    while True:
+        for factor in (1, 2, 5):
+            if factor * power >= least:
+                return factor * power
+        power *= 10
+
+
 class Clock:
     """Says when messages passed: since the first of a trace, or since what they answer.
 
