@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from places import LEFT_AFTER, Place
+from places import LEFT_AFTER, LIMITS, TIMES, Place
+
+from underhood.stage import MissingActor
+from underhood.stage.hub import find_proxy
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +41,34 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.05)
 
     return wait
+
+
+def _missing(why: str) -> None:
+    if os.environ.get("UNDERHOOD_REQUIRE_LIVE"):
+        pytest.fail(f"{why}, and UNDERHOOD_REQUIRE_LIVE is set")
+    pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def chromium_is_here() -> None:
+    playwrights = Path.home() / ".cache" / "ms-playwright"
+    if not (shutil.which("chromium") or list(playwrights.glob("chromium-*"))):
+        _missing("there is no Chromium")
+
+
+@pytest.fixture(scope="session")
+def hub_is_here() -> None:
+    try:
+        find_proxy()
+    except MissingActor as missing:
+        _missing(str(missing))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if TIMES:
+        terminalreporter.section("how long actors took to come, work and go", sep="-")
+    for actor, times in TIMES.items():
+        terminalreporter.write_line(
+            f"{actor:20} median {statistics.median(times):5.1f} s, longest {max(times):5.1f} s, "
+            f"{len(times)} times; {LIMITS[actor]:g} s are allowed on two free cores"
+        )

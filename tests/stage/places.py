@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import psutil
+import pytest
 
 LEFT_AFTER = 5.0
 """How long what an owner started may outlive it, in seconds."""
@@ -24,11 +28,14 @@ class Place:
         self.environment = {**os.environ, "TMPDIR": str(folder)}
         self._owners: list[subprocess.Popen[str]] = []
 
-    def owner(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+    def owner(
+        self, script: str, *arguments: str, prefix: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
         """Start a Python program that starts others."""
         owner = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-c", script, *arguments],
+            [*prefix, sys.executable, "-W", "always", "-c", script, *arguments],
             env=self.environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -69,3 +76,27 @@ class Place:
         for owner in self._owners:
             owner.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+TIMES: Final[dict[str, list[float]]] = {}
+"""Seconds that actors took to come, work and go: shown at the end of the tests."""
+
+LIMITS: Final = {"server": 5.0, "jupyterlab": 15.0, "notebook": 15.0, "hub with two users": 20.0}
+"""What they may take, in seconds, on two cores that have nothing else to do."""
+
+TURNS: Final = int(
+    os.environ.get("UNDERHOOD_TURNS", 5 if os.environ.get("UNDERHOOD_REQUIRE_LIVE") else 1)
+)
+"""How often in a row each actor has to come, work and go: five times in CI, 20 by hand."""
+
+repeatedly = pytest.mark.parametrize("turn", range(TURNS))
+
+
+@contextlib.contextmanager
+def timed(actor: str) -> Iterator[None]:
+    """Note how long the block takes; fail only if it takes far too long."""
+    started = time.perf_counter()
+    yield
+    taken = time.perf_counter() - started
+    TIMES.setdefault(actor, []).append(taken)
+    assert taken < 4 * LIMITS[actor]

@@ -274,8 +274,8 @@ async def request(
             ),
             raise_error=False,
         )
-    except HTTPError as error:
-        raise ConnectionError(f"{method} {url}: {error.message}") from error
+    except (HTTPError, OSError) as error:
+        raise ConnectionError(f"{method} {url}: {error}") from error
     finally:
         client.close()
     if answer.code == 599:  # tornado's own number for "no answer"

@@ -1,0 +1,393 @@
+"""The actors come, work and go: again and again, in time, on loopback only, without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from places import Place, repeatedly, timed
+
+from underhood import record
+from underhood.capture.store import Capture
+from underhood.stage import StartError, jupyter_server, jupyterhub, jupyterlab, notebook
+from underhood.stage.lab import FrontEnd
+from underhood.stage.server import EXTENSIONS
+
+pytestmark = pytest.mark.anyio
+
+
+# ---------------------------------------------------------------------- server
+
+
+@repeatedly
+async def test_a_server_starts_a_kernel_and_stops(turn: int) -> None:
+    with timed("server"):
+        async with record() as capture, jupyter_server() as server:
+            started = await server.request("POST", "/api/kernels", {"name": "python3"})
+            assert started.status == 201
+            kernels = (await server.request("GET", "/api/kernels")).json()
+            assert [kernel["id"] for kernel in kernels] == [started.json()["id"]]
+            while not capture.trace().types("status"):
+                await asyncio.sleep(0.05)
+            stopped = await server.request("DELETE", f"/api/kernels/{kernels[0]['id']}")
+            assert stopped.status == 204
+            await server.request("POST", "/api/kernels", {"name": "python3"})
+    assert not psutil.pid_exists(server.process.pid)
+    assert "Shutting down 1 kernel" in server.log
+    trace = capture.trace()
+    assert trace.parties == ("client", "server", "kernel")
+    asked = [m.label for m in trace.between("client", "server") if m.sender == "client"]
+    assert asked[:2] == ["POST /api/kernels", "GET /api/kernels"]
+    assert trace.between("server", "kernel").types("shutdown_request")
+
+
+async def test_without_a_recording_a_server_is_reached_directly() -> None:
+    async with jupyter_server() as server:
+        assert server.url.endswith(f":{server.port}")
+        assert (await server.request("GET", "/api/status")).status == 200
+
+
+async def test_two_clients_of_one_server_are_told_apart() -> None:
+    async with record() as capture, jupyter_server() as server:
+        await server.request("GET", "/api")
+        with socket.create_connection(
+            ("127.0.0.1", int(server.url_for("telephone").rpartition(":")[2]))
+        ) as line:
+            line.sendall(b"GET /api HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            assert b"200 OK" in await asyncio.to_thread(line.recv, 1 << 16)
+    assert {m.sender for m in capture.trace() if m.label == "GET /api"} == {"client", "telephone"}
+
+
+async def test_a_server_refuses_who_has_no_token() -> None:
+    async with jupyter_server() as server:
+        answer = await server.request("GET", "/api/kernels", headers={"Authorization": "token no"})
+        assert answer.status == 403
+
+
+async def test_a_server_that_cannot_start_shows_its_log() -> None:
+    with pytest.raises(StartError, match=r"(?s)exit code.*no-such-folder"):
+        async with jupyter_server("--ServerApp.root_dir=/no-such-folder"):
+            pytest.fail("it cannot have started")
+
+
+async def test_a_server_loads_the_extensions_it_is_given_and_no_others() -> None:
+    async with jupyter_server() as bare:
+        assert (await bare.request("GET", "/lab")).status == 404
+    async with jupyter_server(extensions=EXTENSIONS) as full:
+        assert (await full.request("GET", "/lab")).status == 200
+        assert (await full.request("GET", "/tree")).status == 200
+
+
+async def test_a_killed_server_is_noticed_and_leaves_nothing() -> None:
+    async with jupyter_server() as server:
+        await server.request("POST", "/api/kernels", {"name": "python3"})
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        os.kill(server.process.pid, 9)
+        assert await server.process.wait(5) == -9
+        with pytest.raises(OSError, match=r"GET http://127.0.0.1:\d+/api: .*refused"):
+            await server.request("GET", "/api")
+    assert not [process for process in family if process.is_running()]
+
+
+# ---------------------------------------------------------------------- front ends
+
+
+@repeatedly
+@pytest.mark.usefixtures("chromium_is_here")
+@pytest.mark.parametrize("start", [jupyterlab, notebook])
+async def test_a_front_end_runs_a_cell(start: Callable[[], object], turn: int) -> None:
+    name = start.__name__
+    with timed(name):
+        async with record() as capture, start() as front_end:
+            await front_end.open("demo.ipynb")
+            await front_end.type("6 * 7")
+            ran = await front_end.run()
+            await front_end.save()
+    assert ran.output == "42"
+    assert ran.pressed_ns < ran.shown_ns < ran.painted_ns
+    trace = capture.trace()
+    assert trace.parties == ("browser", "server", "kernel")
+    (request,) = trace.between("browser", "server").types("execute_request")
+    hops = trace.hops(request.msg_id)
+    assert [(h.message.sender, h.message.receiver) for h in hops] == [
+        ("browser", "server"),
+        ("server", "kernel"),
+    ]
+    # One clock: the key, the message on both hops, its result back, and the paint.
+    (result,) = [
+        m
+        for m in trace.between("browser", "server").types("execute_result")
+        if m.parent_id == request.msg_id
+    ]
+    moments = [ran.pressed_ns, *(h.message.time_ns for h in hops), result.time_ns, ran.painted_ns]
+    assert moments == sorted(moments)
+
+
+@pytest.mark.usefixtures("chromium_is_here")
+async def test_what_the_browser_saw_is_what_passed_the_tap() -> None:
+    async with record() as capture, jupyterlab(cached=False) as lab:
+        await lab.open("demo.ipynb")
+        await lab.type("print('hello')")
+        await lab.run()
+        await lab.ready()
+    wire = capture.trace().between("browser", "server")
+    by_wire = sorted(m.label for m in wire if m.sender == "browser" and m.protocol == "http")
+    by_browser = sorted(
+        f"{r.method} {r.path.partition('?')[0]}" for r in lab.network.requests if not r.from_cache
+    )
+    assert by_wire == by_browser
+    assert len(by_wire) > 80
+    # Frames, by what is in them: the browser's are unmasked, the tap's decoded from the wire.
+    seen = [
+        m.payload for m in wire if m.protocol in ("jupyter", "websocket") and m.label != "close"
+    ]
+    for frame in lab.network.frames:
+        assert frame.payload in seen
+    assert len(lab.network.frames) > 50
+
+
+@pytest.mark.usefixtures("chromium_is_here")
+async def test_the_browsers_clock_is_the_taps_clock() -> None:
+    async with record() as capture, jupyterlab() as lab:
+        await lab.open("demo.ipynb")
+    wire = capture.trace().between("browser", "server").types("GET /lab/tree/demo.ipynb")
+    first = lab.network.requests[0]
+    # Sent before it passed the tap, which was before its answer had come.
+    assert first.started_ns < wire[0].time_ns < first.answered_ns
+    assert first.answered_ns - first.started_ns < 5e9
+
+
+@pytest.mark.usefixtures("chromium_is_here")
+async def test_a_cell_of_each_kind_of_outcome_is_waited_for() -> None:
+    async with jupyterlab() as lab:
+        await lab.open("demo.ipynb")
+        for source, output in {
+            "import time; time.sleep(0.5)": "",
+            "print('late')": "late",
+            "x = 1\nfor i in range(3):\n    x += i\nx": "4",
+            "1 / 0": "ZeroDivisionError",
+            "None": "",
+        }.items():
+            await lab.type(source)
+            ran = await lab.run()
+            assert output in ran.output
+            assert bool(output) == bool(ran.output)
+            assert bool(ran.shown_ns) == bool(output)
+            assert ran.finished_ns > ran.pressed_ns
+
+
+@pytest.mark.usefixtures("chromium_is_here")
+async def test_a_cell_that_takes_too_long_is_given_up_and_can_be_interrupted() -> None:
+    async with jupyterlab() as lab:
+        await lab.open("demo.ipynb")
+        await lab.type("import time; time.sleep(60)")
+        with pytest.raises(TimeoutError, match="not run after 1 s"):
+            await lab.run(timeout=1)
+        await lab.command("notebook:interrupt-kernel")
+        await lab.ready()
+        await lab.type("'free again'")
+        assert (await lab.run()).output == "'free again'"
+
+
+@pytest.mark.usefixtures("chromium_is_here")
+async def test_a_saved_notebook_holds_what_was_run() -> None:
+    async with jupyter_server(extensions=EXTENSIONS) as server, jupyterlab(server=server) as lab:
+        await lab.open("demo.ipynb", cells=["first = 1", "first + 1"])
+        await lab.run()
+        ran = await lab.run()
+        await lab.save()
+        saved = nbformat.read(server.notebooks / "demo.ipynb", as_version=4)
+    assert ran.output == "2"
+    assert [cell.source for cell in saved.cells][:2] == ["first = 1", "first + 1"]
+    assert saved.cells[1].outputs[0].data["text/plain"] == "2"
+
+
+@pytest.mark.usefixtures("chromium_is_here")
+async def test_a_screenshot_shows_the_page_and_says_so_in_words() -> None:
+    async with jupyterlab() as lab:
+        await lab.open("demo.ipynb")
+        await lab.type("'forty-two'")
+        await lab.run()
+        picture = await lab.screenshot()
+    assert picture.png.startswith(b"\x89PNG")
+    assert "demo.ipynb" in picture.alternative
+    assert "forty-two" in picture.alternative
+    shown = picture._repr_mimebundle_()["text/html"]
+    assert 'width="1280" height="720"' in shown
+    assert "forty-two" in shown
+
+
+@pytest.mark.usefixtures("chromium_is_here")
+async def test_two_front_ends_share_a_server_and_are_told_apart() -> None:
+    async with (
+        record() as capture,
+        jupyter_server(extensions=EXTENSIONS) as server,
+        jupyterlab(server=server, client="Lab") as lab,
+        notebook(server=server, client="Notebook") as classic,
+    ):
+        front_ends: list[FrontEnd] = [lab, classic]
+        for number, front_end in enumerate(front_ends):
+            await front_end.open(f"{number}.ipynb")
+            await front_end.type("6 * 7")
+            assert (await front_end.run()).output == "42"
+    trace = capture.trace()
+    assert {"Lab", "Notebook", "server", "kernel", "kernel 2"} == set(trace.parties)
+
+
+# ---------------------------------------------------------------------- hub
+
+
+@repeatedly
+@pytest.mark.usefixtures("chromium_is_here", "hub_is_here")
+async def test_a_hub_serves_two_users(turn: int) -> None:
+    with timed("hub with two users"):
+        async with record() as capture, jupyterhub(users=["alice", "bob"]) as hub:
+            assert list(await hub.routes()) == ["/"]
+            alice, _ = await asyncio.gather(hub.log_in("alice"), hub.start_server("bob"))
+            await alice.open("demo.ipynb")
+            await alice.type("6 * 7")
+            assert (await alice.run()).output == "42"
+            assert list(await hub.routes()) == ["/", "/user/alice/", "/user/bob/"]
+            token = (await hub.request("POST", "/hub/api/users/alice/tokens", {})).json()["token"]
+            own = await hub.request("GET", "/user/alice/api/status", token=token)
+            others = await hub.request("GET", "/user/bob/api/status", token=token)
+            assert (own.status, others.status) == (200, 403)
+            await hub.stop_server("bob")
+            assert list(await hub.routes()) == ["/", "/user/alice/"]
+    trace = capture.trace()
+    assert {
+        "client", "alice's browser", "proxy", "hub", "alice's server", "bob's server", "kernel",
+    } == set(trace.parties)  # fmt: skip
+    (request,) = trace.between("alice's browser", "proxy").types("execute_request")
+    assert [h.message.receiver for h in trace.hops(request.msg_id)] == [
+        "proxy",
+        "alice's server",
+        "kernel",
+    ]
+    assert trace.between("hub", "proxy").types("POST /api/routes/user/alice")
+    assert trace.between("alice's server", "hub").types("GET /hub/api/user")
+
+
+@pytest.mark.usefixtures("hub_is_here")
+async def test_who_is_no_user_cannot_log_in() -> None:
+    async with jupyterhub(users=["alice"], browser=False) as hub:
+        with pytest.raises(ValueError, match=r"'mallory' cannot log in: .*no browser"):
+            await hub.log_in("mallory")
+        assert (await hub.request("GET", "/hub/api/users", token="")).status == 403
+
+
+@pytest.mark.usefixtures("hub_is_here")
+async def test_a_killed_hub_leaves_nothing() -> None:
+    async with jupyterhub(users=["alice"], browser=False) as hub:
+        await hub.start_server("alice")
+        family = psutil.Process(hub.process.pid).children(recursive=True)
+        assert family
+        os.kill(hub.process.pid, 9)
+        assert await hub.process.wait(5) == -9
+    assert not [process for process in family if process.is_running()]
+    assert not psutil.pid_exists(hub.proxy.pid)
+
+
+# ---------------------------------------------------------------------- all of them
+
+
+def listening(place: Place) -> list[tuple[str, str]]:
+    found = []
+    for process in place.processes():
+        try:
+            found += [
+                (process.name(), connection.laddr.ip)
+                for connection in process.net_connections("inet")
+                if connection.status == psutil.CONN_LISTEN
+                or (connection.type == socket.SOCK_DGRAM and not connection.raddr)
+            ]
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+EVERYBODY = """
+import asyncio, sys
+from underhood import record
+from underhood.stage import jupyterhub, jupyterlab
+
+async def main():
+    async with record("neutral") as capture:
+        async with jupyterlab() as lab:
+            await lab.open("demo.ipynb")
+            await lab.type("1 / 0")
+            await lab.run()
+            await lab.save()
+        async with jupyterhub(users=["alice"]) as hub:
+            alice = await hub.log_in("alice")
+            await alice.open("demo.ipynb")
+            await alice.type("6 * 7")
+            await alice.run()
+            print("up", flush=True)
+            await asyncio.to_thread(sys.stdin.readline)
+    capture.save(sys.argv[1], keys=True)
+
+asyncio.run(main())
+"""
+
+
+def bodies(capture: Capture) -> Iterator[bytes]:
+    """Yield every stream, and what was compressed in it, decompressed."""
+    for connection in capture.connections:
+        for direction in (">", "<"):
+            stream = connection.stream(direction)
+            yield stream
+            for match in re.finditer(rb"\x1f\x8b\x08", stream):
+                try:
+                    yield zlib.decompressobj(31).decompress(stream[match.start() :])
+                except zlib.error:
+                    continue
+    for message in capture.trace():
+        if message.protocol in ("http", "websocket"):
+            yield bytes(getattr(message, "body", b"") or getattr(message, "payload", b""))
+
+
+@pytest.mark.usefixtures("chromium_is_here", "hub_is_here")
+def test_actors_listen_on_loopback_only_and_captures_tell_nothing_of_this_machine(
+    place: Place,
+) -> None:
+    home = place.folder / "Quetzalcoatl"
+    home.mkdir()
+    names = {"USER": "xochipilli", "LOGNAME": "xochipilli", "HOSTNAME": "tenochtitlan"}
+    place.environment.update(names, HOME=str(home))
+    file = home / "capture.pcapng"
+    # A host name of its own, where the system lets us.
+    renamed = ["unshare", "--uts", "sh", "-c", 'hostname tenochtitlan && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*renamed, "true"], check=False).returncode:
+        renamed = []
+    owner = place.owner(EVERYBODY, str(file), prefix=renamed)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "up\n", owner.communicate()[1]
+    doors = listening(place)
+    assert len(doors) >= 5  # proxy (2), hub, alice's server, kernel …
+    assert {ip for _, ip in doors} <= {"127.0.0.1", "::1"}, doors
+    _, errors = owner.communicate("on\n", timeout=60)
+    assert (owner.returncode, errors) == (0, "")
+    secrets = {
+        *names.values(),
+        "Quetzalcoatl",
+        str(Path.cwd()),
+        sys.prefix,
+        str(Path(sys.base_prefix).parent),
+    }
+    if len(os.uname().nodename) > 5:  # a shorter one is found by chance
+        secrets.add(os.uname().nodename)
+    searched = [file.read_bytes(), *bodies(Capture.load(file))]
+    assert any(b'"serverRoot": "~/notebooks"' in text for text in searched)  # it looks inside
+    assert not {secret for secret in secrets for text in searched if secret.encode() in text}
