@@ -444,6 +444,12 @@ class Trace(Sequence[Message]):
 
         return octets(self, **options)
 
+    def timing(self, **options: Any) -> Picture:
+        """Draw where the time goes between the messages; see :mod:`underhood.draw.timing`."""
+        from underhood.draw.timing import timing
+
+        return timing(self, **options)
+
     def table(self, **options: Any) -> Picture:
         """Show the messages as a table; see :mod:`underhood.draw.table`."""
         from underhood.draw.table import table
