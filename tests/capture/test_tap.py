@@ -119,6 +119,19 @@ def test_a_reset_after_a_half_close_is_noticed_though_nobody_reads(
         server.sendall(b"is anybody there?")
 
 
+@INTERNET
+def test_a_server_that_talks_to_a_client_that_has_gone_is_told_so(
+    joined: Sockets, memory: Memory, eventually: Eventually
+) -> None:
+    client, server = joined
+    client.close()  # no more to say, and nobody to listen
+    assert server.recv(1) == b""
+    server.sendall(b"are you there?")
+    eventually(lambda: memory.told[0].ends == [(">", "fin"), (">", "reset")])
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        server.sendall(b"no?")
+
+
 def test_a_client_that_vanishes_without_reading_does_not_stop_the_others(
     listen: Callable[[], Pair], tap: Callable[..., Tap], eventually: Eventually
 ) -> None:

@@ -527,7 +527,7 @@ class Recording:
             list(dict.fromkeys((str(address[0]), target_port) for *_, address in found)),
             dict.fromkeys(active(), link),
             patience=patience,
-            until_refused=True,
+            until_gone=True,
         )
         tap.start(new)
         return _in_form_of(target, host, int(new.address[1]))

@@ -178,6 +178,7 @@ _CONNECT_S: Final = 10.0
 _RETRY_FIRST_S: Final = 0.01
 _RETRY_LAST_S: Final = 0.02
 _WATCH_S: Final = 0.1
+_LOOK_S: Final = 1.0
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -214,7 +215,9 @@ class _Side(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         self.ended = True
-        if self.relay.stands:
+        if self.peer.ended and self.peer.is_reset():
+            self.relay.lost(self.peer, broken=True)
+        elif self.relay.stands:
             self.pass_on_end()
         return True  # keep the socket open for the other direction
 
@@ -266,13 +269,18 @@ class _Side(asyncio.BufferedProtocol):
 
     # ---- how it ends
 
-    def _watch(self) -> None:
-        """Notice a reset after a half-close: nobody reads this socket any more."""
+    def is_reset(self) -> bool:
+        """Ask the socket whether it has been reset; once it has ended, nobody reads it any more."""
         if self.transport is None or self.transport.is_closing():
-            return
-        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return False
+        sock = self.transport.get_extra_info("socket")
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _watch(self) -> None:
+        """Look for a reset after a half-close, now and then."""
+        if self.is_reset():
             self.relay.lost(self, broken=True)
-        else:
+        elif not self.relay.over:
             asyncio.get_running_loop().call_later(_WATCH_S, self._watch)
 
     def close(self, *, reset: bool) -> None:
@@ -335,7 +343,6 @@ class _Relay:
         while await _connect(self.far, self.tap.targets) is None:
             if time.monotonic() >= give_up:
                 self._dialling = None
-                self.tap.refused()
                 self._tell_opened()
                 self.lost(self.far, broken=True)
                 return
@@ -426,8 +433,8 @@ class Tap:
     patience
         How long to try, in seconds, while the target is not up. After that the client's
         connection is reset.
-    until_refused
-        Whether to stop, once no sink is left, as soon as the target is found to be gone.
+    until_gone
+        Whether to stop by itself when no sink is left and the target is gone.
 
     Attributes
     ----------
@@ -444,7 +451,7 @@ class Tap:
         links: Mapping[Sink, Link],
         *,
         patience: float = 30.0,
-        until_refused: bool = False,
+        until_gone: bool = False,
     ) -> None:
         self.address = listen
         self.targets = tuple(targets)
@@ -453,7 +460,8 @@ class Tap:
         self.relays: set[_Relay] = set()
         self.shown_address: Address = ("", 0)
         self._server: asyncio.Server | None = None
-        self._until_refused = until_refused
+        self._until_gone = until_gone
+        self._looking: asyncio.TimerHandle | None = None
 
     async def listen(self) -> None:
         """Start to listen; runs on the taps' thread (use :func:`start`)."""
@@ -488,7 +496,7 @@ class Tap:
 
     async def stop_if_gone(self) -> None:
         """Stop if nobody is left to tell and to forward to; runs on the taps' thread."""
-        if not self._until_refused or self.links:
+        if not self._until_gone or self.links:
             return
         self.patience = 0.0
         if not self.relays:
@@ -499,16 +507,18 @@ class Tap:
                 self._stop_listening()
                 THREAD.release(self)
 
-    def refused(self) -> None:
-        """Note that the target did not answer as long as patience lasted."""
-        if self._until_refused and not self.links:
-            self._stop_listening()
+    def _look_again(self) -> None:
+        """Look for the target once more, when nothing has happened for a while."""
+        loop = asyncio.get_running_loop()
+        if self._looking is not None:
+            self._looking.cancel()
+        self._looking = loop.call_later(_LOOK_S, lambda: loop.create_task(self.stop_if_gone()))
 
     def ended(self, relay: _Relay) -> None:
         """Note that a connection is over."""
         self.relays.discard(relay)
-        if self._until_refused and self._server is None and not self.relays:
-            THREAD.release(self)
+        if self._until_gone and not self.links and not self.relays:
+            self._look_again()
 
     def _stop_listening(self) -> None:
         if self._server is not None:
