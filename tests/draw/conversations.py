@@ -7,6 +7,7 @@ h11, as peers would make them, and go through the same dissectors as any capture
 
 from __future__ import annotations
 
+import random
 import struct
 from typing import Any
 
@@ -165,3 +166,65 @@ def http_response(status: int, reason: str, body: bytes = b"") -> bytes:
     if body:
         out += connection.send(h11.Data(data=body)) or b""
     return out + (connection.send(h11.EndOfMessage()) or b"")
+
+
+_NAMES = (
+    "client", "kernel", "server", "browser", "hub", "configurable-http-proxy", "kernel 2", "db",
+    "the notebook server behind the proxy", "サーバー", "Gérard’s very own front end", "x",
+)  # fmt: skip
+_TYPES = (
+    "execute_request", "status", "stream", "execute_result", "execute_reply", "comm_open",
+    "comm_msg", "kernel_info_reply", "is_complete_request", "update_display_data", "a",
+    "debug_event",
+    "a_message_type_that_somebody_made_up_and_that_is_longer_than_all_others", "input_request",
+)  # fmt: skip
+_WORDS = (
+    "", "busy", "idle", "stdout", "ZeroDivisionError", "jupyter.widget", "Your name: ",
+    "Bitte geben Sie Ihren vollständigen Namen ein, wie er im Ausweis steht: ",
+    "名前を入力してください",
+    "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft", "a b c d e",
+)  # fmt: skip
+_PATHS = (
+    "/", "/api", "/api/kernels/0c1f7c0e-6d8a-4d4b-9d9a-3f1d2d0c9c55/channels?session_id=1",
+    "/static/lab/jlab_core.8811dd2733d03721.js?v=8811dd2733d03721", "/hub/api/users/ada/server",
+)  # fmt: skip
+
+
+def invented(seed: int) -> Capture:
+    """A conversation of any shape: 1 to 7 parties, up to 60 messages, of every kind and length."""
+    dice = random.Random(seed)
+    parties = dice.sample(_NAMES, dice.randint(1, 7))
+    talk = Conversation(f"invented-{seed}", handshakes=dice.random() < 0.2)
+    requests: list[dict[str, Any]] = []
+    for _ in range(dice.randint(1, 60)):
+        client, server = dice.choice(parties), dice.choice(parties)
+        way: Direction = dice.choice((">", "<"))
+        kind = dice.choice((*_SOCKETS, "http"))
+        link = talk.link(client, server, kind)
+        pause = dice.choice((0, 0.05, 0.4, 3, 80, 2500))
+        if kind == "heartbeat":
+            talk.octets(link, way, frame(b"", more=True) + frame(b"ping"), pause)
+        elif kind == "http":
+            if client != server:  # the two directions cannot be told apart otherwise
+                method = dice.choice(("GET", "POST", "DELETE"))
+                talk.octets(link, ">", http_request(method, dice.choice(_PATHS)), pause)
+                status = dice.choice(
+                    ((200, "OK"), (404, "Not Found"), (500, "Internal Server Error"))
+                )
+                talk.octets(link, "<", http_response(*status), pause)
+        else:
+            word = dice.choice(_WORDS)
+            content = {
+                "execution_state": word, "name": word, "ename": word, "status": word,
+                "prompt": word, "target_name": word, "event": word, "data": {"method": word},
+            }  # fmt: skip
+            parent = dice.choice(requests)["header"] if requests and dice.random() < 0.7 else None
+            tamper = dice.random() < 0.05
+            repeat = dice.choice((1, 1, 1, 4))
+            for _ in range(repeat):
+                made = talk.say(
+                    link, way, dice.choice(_TYPES), content, parent, ms=pause, tamper=tamper
+                )
+                if made["header"]["msg_type"].endswith("_request"):
+                    requests.append(made)
+    return talk.capture()

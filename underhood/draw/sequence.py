@@ -463,8 +463,8 @@ def _move_to_moments(plan: _Plan) -> float:
     if not arrows:
         return 0.0
     stacked = [row.y for row in arrows]
-    # A third longer than the rows need, so that there is something to show.
-    plan.axis = (stacked[0], stacked[0] + max((stacked[-1] - stacked[0]) * 1.35, 60))
+    # Half as long again as the rows need, so that there is something to show.
+    plan.axis = (stacked[0], stacked[0] + max((stacked[-1] - stacked[0]) * 1.5, 60))
     targets = [_moment(plan, row.message.time_ns) for row in arrows]
     # Least squares under "each at least so far below the one before": with the distances taken
     # away, this is isotonic regression, solved by pooling neighbours that violate the order.

@@ -1,0 +1,72 @@
+"""What the pictures' tests share: a browser, and pages with pictures in them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkout import missing
+from playwright.sync_api import Browser, Error, Page, sync_playwright
+
+from underhood.draw.page import Picture
+
+Open = Callable[..., Page]
+
+PAGE = """<!doctype html>
+<html lang="en"{attributes}><head><meta charset="utf-8"><title>Pictures</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>body {{ margin: 16px auto; max-width: 700px; padding: 0 16px }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #111; color: #eee }} }}</style></head>
+<body><main><h1>Pictures</h1>{pictures}</main></body></html>"""
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    flags = ["--disable-quic", "--no-first-run", "--disable-background-networking"]
+    if os.geteuid() == 0:
+        flags.append("--no-sandbox")
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=executable, args=flags)
+        except Error as error:
+            missing(f"no Chromium could be started: {error.message.splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, tmp_path: Path) -> Iterator[Open]:
+    """Open a page that holds pictures; it fails if anything turns up on the console."""
+    pages: list[Page] = []
+    heard: list[str] = []
+
+    def opened(
+        *pictures: Picture | str,
+        theme: str = "light",
+        width: int = 1280,
+        height: int = 900,
+        attributes: str = "",
+        address: str = "",
+        **options: Any,
+    ) -> Page:
+        inside = "".join(p if isinstance(p, str) else p.html for p in pictures)
+        file = tmp_path / f"page-{len(pages)}.html"
+        file.write_text(PAGE.format(attributes=attributes, pictures=inside), encoding="utf-8")
+        size = {"width": width, "height": height}
+        page = browser.new_page(viewport=size, color_scheme=theme, **options)
+        page.on("console", lambda message: heard.append(message.text))
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.goto(f"{file.as_uri()}{address}")
+        pages.append(page)
+        return page
+
+    yield opened
+    for page in pages:
+        page.context.close()
+    assert heard == []
