@@ -7,17 +7,28 @@ jupyter_client's own ``Session`` and real ZeroMQ sockets; without a fault it is 
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import zmq
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.session import Session
 
 FAULTS = (
-    "none", "mute", "on control", "stranger's parent", "backwards", "busy twice", "silent",
-    "unsigned", "says it twice",
+    "none", "reply first", "reply last", "mute", "never idle", "on control", "stranger's parent",
+    "backwards", "busy twice", "silent", "unsigned", "says it twice",
 )  # fmt: skip
+# The states that it publishes before its reply, and after.
+STATES = {
+    "reply last": (("busy", "idle"), ()),  # no fault: channels have no order among each other
+    "mute": ((), ()),
+    "never idle": (("busy",), ()),
+    "backwards": (("idle",), ("busy",)),
+    "busy twice": (("busy", "busy"), ("idle",)),
+}
 INFO = {
     "status": "ok",
     "protocol_version": "5.3",
@@ -66,12 +77,13 @@ class Kernel:
         parent = request["header"]
         if fault == "stranger's parent":
             parent = parent | {"msg_id": "nobody-sent-this"}
-        states = {"backwards": ["idle", "busy"], "busy twice": ["busy", "busy", "idle"], "mute": []}
-        *before, after = states.get(fault, ["busy", "idle"]) or [""]
+        before, after = STATES.get(fault, (("busy",), ("idle",)))
         for state in before:
             self.say("status", {"execution_state": state}, parent)
         if fault == "on control":
             socket = self.sockets["control"]
+        if fault == "reply last":
+            time.sleep(0.05)
         content = {
             "kernel_info_request": INFO,
             "shutdown_request": {"status": "ok", "restart": False},
@@ -80,12 +92,16 @@ class Kernel:
             message = self.session.msg(
                 kind.replace("_request", "_reply"), content, {"header": parent}
             )
+            key = self.session.key
             if fault == "unsigned":
                 self.session.key = b""
             for _ in range(2 if fault == "says it twice" else 1):
                 self.session.send(socket, message, ident=identities)
-        if after:
-            self.say("status", {"execution_state": after}, parent)
+            self.session.key = key
+        if fault == "reply first":
+            time.sleep(0.05)
+        for state in after:
+            self.say("status", {"execution_state": state}, parent)
 
     def say(self, kind: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
         self.session.send(
@@ -93,6 +109,20 @@ class Kernel:
         )
 
 
+def install(folder: Path, fault: str) -> KernelSpecManager:
+    """Write the kernelspec "sick" for a kernel with this fault; return a manager that finds it."""
+    spec = {
+        "argv": [sys.executable, __file__, fault, "{connection_file}"],
+        "display_name": "Sick",
+        "language": "none",
+    }
+    (folder / "sick").mkdir()
+    (folder / "sick" / "kernel.json").write_text(json.dumps(spec))
+    return KernelSpecManager(kernel_dirs=[str(folder)])
+
+
 if __name__ == "__main__":
     assert sys.argv[1] in FAULTS
+    # Its manager interrupts it before it asks for shutdown.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Kernel(sys.argv[1], json.loads(Path(sys.argv[2]).read_text())).run()

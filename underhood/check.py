@@ -36,8 +36,11 @@ Where: TypeAlias = Message | Connection
 
 SECOND: Final = 1_000_000_000
 
-PATIENCE_NS: Final = SECOND
-"""How long a heartbeat or a handshake may stay unanswered: `HBChannel.time_to_dead`."""
+PATIENCE_NS: Final = SECOND * 9 // 10
+"""How long a heartbeat or a handshake may stay unanswered.
+
+Clients wait a second (``HBChannel.time_to_dead``), which on the wire is a little less.
+"""
 
 SETTLED_NS: Final = SECOND // 20
 """How long after its subscription a subscriber surely gets what is published."""
