@@ -14,10 +14,12 @@ from typing import Any, Final
 
 import h11
 from jupyter_client.session import Session
+from wsproto.frame_protocol import FrameProtocol
 
 from underhood.capture.store import Direction
 from underhood.dissect import dissect
 from underhood.dissect.jupyter import Signature
+from underhood.dissect.websocket import WebSocketMessage
 
 KEY: Final = b"a key for the benchmark"
 MESSAGES: Final = 20_000
@@ -134,8 +136,27 @@ def run() -> list[dict[str, Any]]:
             while not isinstance(client.next_event(), h11.EndOfMessage):
                 pass
 
+    frames = FrameProtocol(client=True, extensions=[])
+    masked = b"".join(bytes(frames.send_data(body, fin=True)) for _ in range(STREAM // len(body)))
+    asks = (
+        b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
+    )
+
+    def read_websocket() -> None:
+        dissection = dissect({">": asks[0] + masked, "<": asks[1]})
+        for unit in dissection.units(">")[1:]:
+            assert isinstance(unit, WebSocketMessage)
+            assert len(unit.payload) == len(body)
+
+    def wsproto_websocket() -> None:
+        reader = FrameProtocol(client=False, extensions=[])
+        reader.receive_bytes(masked)
+        assert sum(len(f.payload) for f in reader.received_frames()) == STREAM
+
     large_time, copy_time = best(read_large, copy_large)
     http_time, h11_time = best(read_http, h11_http)
+    websocket_time, wsproto_time = best(read_websocket, wsproto_websocket)
 
     def row(name: str, amount: float, ours: float, peer: float, unit: str) -> dict[str, Any]:
         return {
@@ -151,6 +172,8 @@ def run() -> list[dict[str, Any]]:
             "MB/s"),
         row("HTTP responses of 50 MB, against h11", len(response) / 1e6, http_time, h11_time,
             "MB/s"),
+        row("WebSocket of 50 MB, unmasked, against wsproto", len(masked) / 1e6, websocket_time,
+            wsproto_time, "MB/s"),
     ]  # fmt: skip
 
 

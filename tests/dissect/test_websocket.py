@@ -233,6 +233,14 @@ def test_the_frames_of_an_unfinished_message_can_be_read() -> None:
     ]
 
 
+def test_a_proxy_may_end_a_websocket_in_http() -> None:
+    # What configurable-http-proxy 5.3 says when the server behind it has gone.
+    said = b"HTTP/1.1 503\r\nContent-Length: 0\r\n\r\n"
+    dissection = opened(server=ws_frame(b"good") + said)
+    assert [u.label for u in dissection.units("<")] == ["101 Switching Protocols", "text", "503"]
+    assert holes(dissection.spans("<")) == []
+
+
 # ---- beside wsproto
 
 

@@ -713,6 +713,9 @@ class Side:
             self.units += frames.units
             self._items += frames.items
             self.offset, self.why = frames.offset, frames.why
+            # A proxy that loses its server in the middle may say so in HTTP (JupyterHub's does).
+            if self.direction == SERVER_TO_CLIENT and self.data.startswith(b"HTTP/1.", self.offset):
+                self.why = ""
 
 
 def connection(streams: Mapping[Direction, bytes]) -> dict[Direction, Side]:
