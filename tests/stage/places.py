@@ -56,16 +56,19 @@ class Place:
                 continue
         return found
 
-    def files(self) -> list[Path]:
-        return sorted(self.folder.iterdir())
+    def files(self, only: str = "") -> list[Path]:
+        return sorted(path for path in self.folder.iterdir() if path.name.startswith(only))
 
-    def left(self) -> str:
-        """Wait until nothing is left, at most five seconds; describe what is."""
+    def left(self, only: str = "") -> str:
+        """Wait until nothing is left, at most five seconds; describe what is.
+
+        Of files, only those count whose names begin so.
+        """
         end = time.monotonic() + LEFT_AFTER
-        while (self.processes() or self.files()) and time.monotonic() < end:
+        while (self.processes() or self.files(only)) and time.monotonic() < end:
             time.sleep(0.1)
         processes = [f"{p.pid} {p.name()} {' '.join(p.cmdline())[:100]}" for p in self.processes()]
-        return "\n".join([*processes, *map(str, self.files())])
+        return "\n".join([*processes, *map(str, self.files(only))])
 
     def close(self) -> None:
         for owner in self._owners:

@@ -159,7 +159,7 @@ class Home:
         self._forsaken = False  # the guardian has ended
 
     async def __aenter__(self) -> Self:
-        self.folder = Path(tempfile.mkdtemp(prefix="underhood-", dir=_neutral_folder()))
+        self.folder = Path(tempfile.mkdtemp(prefix="underhood-stage-", dir=_neutral_folder()))
         try:
             self._furnish()
             self._guardian = subprocess.Popen(
