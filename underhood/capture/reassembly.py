@@ -58,7 +58,8 @@ OTHER: Final[dict[Direction, Direction]] = {
     SERVER_TO_CLIENT: CLIENT_TO_SERVER,
 }
 
-_unpack_numbers = struct.Struct(">II").unpack_from
+_unpack_ipv4 = struct.Struct(">BxH2xHxB2x8s").unpack_from
+_unpack_tcp = struct.Struct(">4sIIBB").unpack_from
 
 
 @dataclass(slots=True)
@@ -122,6 +123,10 @@ class _Conversation:
         self.streams: dict[Direction, _Stream] = {d: _Stream() for d in DIRECTIONS}
 
 
+_Known = tuple[_Conversation, Direction, _Stream, _Stream]
+"""Where a packet belongs: conversation and direction, that direction's stream, and the other's."""
+
+
 class Reassembly:
     """Puts segments together to connections.
 
@@ -136,7 +141,7 @@ class Reassembly:
     def __init__(self, data: memoryview, links: Mapping[int, Link]) -> None:
         self._data, self._links = data, links
         # By interface, addresses and ports, as they stand in a packet.
-        self._known: dict[tuple[int, bytes, bytes], tuple[_Conversation, Direction]] = {}
+        self._known: dict[tuple[int, bytes, bytes], _Known] = {}
         self._all: list[_Conversation] = []
         self._skipped: Counter[str] = Counter()
         self._joined_late = 0
@@ -164,11 +169,9 @@ class Reassembly:
             return
         addresses, tcp, stop_of_tcp = found
         data = self._data
-        ports = bytes(data[tcp : tcp + 4])
-        number, acknowledged = _unpack_numbers(data, tcp + 4)
-        flags = data[tcp + 13]
-        at = tcp + (data[tcp + 12] >> 4 << 2)
-        length = max(0, stop_of_tcp - at)
+        ports, number, acknowledged, offset, flags = _unpack_tcp(data, tcp)
+        at = tcp + (offset >> 4 << 2)
+        length = stop_of_tcp - at if stop_of_tcp > at else 0
 
         key = (interface.space, addresses, ports)
         known = self._known.get(key)
@@ -180,22 +183,22 @@ class Reassembly:
             if not length:
                 return  # an acknowledgement on a connection that is not in this file
             known = self._join_late(key, time_ns, interface, number, acknowledged)
-        conversation, direction = known
-        stream = conversation.streams[direction]
+        conversation, direction, stream, other = known
         if stream.next is None:
             stream.next = number
         if flags & ACK:
-            conversation.streams[OTHER[direction]].acknowledged = acknowledged
+            other.acknowledged = acknowledged
 
         push = not conversation.ours or flags & PSH
         if number == stream.next and not stream.waiting:
             if length or (conversation.ours and push):
                 piece = bytes(data[at : at + length])
-                self._append(conversation, direction, time_ns, piece, whole=bool(push))
+                self._append(conversation, direction, stream, time_ns, piece, bool(push))
         elif length:
-            self._put_in_order(
-                conversation, direction, time_ns, number, bytes(data[at : at + length])
-            )
+            piece = bytes(data[at : at + length])
+            self._put_in_order(conversation, direction, stream, time_ns, number, piece)
+        if not flags & (FIN | RST) and stream.end is None:
+            return
         if flags & FIN and stream.end is None:
             stream.end = stream.offset + _distance(number + length, stream.next)
         if stream.end == stream.offset:
@@ -225,11 +228,10 @@ class Reassembly:
         version = data[at] >> 4
         # A length of 0 means more than 16 bits can say: the packet ends where its capture does.
         if version == 4:
-            if (data[at + 6] & 0x3F) << 8 | data[at + 7]:
+            first, length, fragment, protocol, addresses = _unpack_ipv4(data, at)
+            if fragment & 0x3FFF:
                 return "IP fragments"
-            addresses, protocol = bytes(data[at + 12 : at + 20]), data[at + 9]
-            tcp = at + ((data[at] & 15) << 2)
-            length = data[at + 2] << 8 | data[at + 3]
+            tcp = at + ((first & 15) << 2)
             end = at + length if length else stop
         elif version == 6:
             addresses, protocol = bytes(data[at + 8 : at + 40]), data[at + 6]
@@ -242,23 +244,23 @@ class Reassembly:
             return "packets that are not IP"
         if protocol != TCP or tcp + 20 > stop:
             return "IP packets without TCP"
-        return addresses, tcp, min(end, stop)
+        return addresses, tcp, end if end < stop else stop
 
     # ---- which conversation
 
     def _synchronise(
         self,
-        known: tuple[_Conversation, Direction] | None,
+        known: _Known | None,
         key: tuple[int, bytes, bytes],
         time_ns: int,
         interface: Interface,
         number: int,
         flags: int,
-    ) -> tuple[_Conversation, Direction]:
+    ) -> _Known:
         """Return the conversation that a SYN belongs to; usually it begins one."""
         following = number + 1 & 0xFFFFFFFF
         if known is not None:
-            stream = known[0].streams[known[1]]
+            stream = known[2]
             if stream.next is None:  # the answer to a SYN
                 stream.next = following
                 return known
@@ -274,7 +276,7 @@ class Reassembly:
         interface: Interface,
         number: int,
         acknowledged: int,
-    ) -> tuple[_Conversation, Direction]:
+    ) -> _Known:
         """Begin a conversation whose handshake is not in the file."""
         self._joined_late += 1
         source, destination = struct.unpack(">HH", key[2])
@@ -284,7 +286,7 @@ class Reassembly:
         )
         first: Direction = CLIENT_TO_SERVER if from_client else SERVER_TO_CLIENT
         known = self._begin(key, first, time_ns, interface, number)
-        known[0].streams[OTHER[first]].next = acknowledged
+        known[3].next = acknowledged
         return known
 
     def _begin(
@@ -294,7 +296,7 @@ class Reassembly:
         time_ns: int,
         interface: Interface,
         number: int,
-    ) -> tuple[_Conversation, Direction]:
+    ) -> _Known:
         space, addresses, ports = key
         half = len(addresses) // 2
         family = socket.AF_INET if half == 4 else socket.AF_INET6
@@ -308,11 +310,12 @@ class Reassembly:
         conversation = _Conversation(
             link, client, server, time_ns, 0, ours=interface.link is not None
         )
-        conversation.streams[direction].next = number
+        stream, other = conversation.streams[direction], conversation.streams[OTHER[direction]]
+        stream.next = number
         self._all.append(conversation)
         back = (space, addresses[half:] + addresses[:half], ports[2:] + ports[:2])
-        self._known[back] = (conversation, OTHER[direction])
-        self._known[key] = (conversation, direction)
+        self._known[back] = (conversation, OTHER[direction], other, stream)
+        self._known[key] = (conversation, direction, stream, other)
         return self._known[key]
 
     # ---- bytes
@@ -321,13 +324,12 @@ class Reassembly:
         self,
         conversation: _Conversation,
         direction: Direction,
+        stream: _Stream,
         time_ns: int,
         data: bytes,
-        *,
         whole: bool,
     ) -> None:
         """Take the bytes that come next."""
-        stream = conversation.streams[direction]
         assert stream.next is not None
         stream.next = stream.next + len(data) & 0xFFFFFFFF
         stream.offset += len(data)
@@ -344,12 +346,12 @@ class Reassembly:
         self,
         conversation: _Conversation,
         direction: Direction,
+        stream: _Stream,
         time_ns: int,
         number: int,
         data: bytes,
     ) -> None:
         """Take bytes that came too early, or before; a receiver gets them when their turn is."""
-        stream = conversation.streams[direction]
         assert stream.next is not None
         self._arrivals += 1
         offset = stream.offset + _distance(number, stream.next)
@@ -358,7 +360,7 @@ class Reassembly:
             offset, _, data = heapq.heappop(stream.waiting)
             data = data[stream.offset - offset :]
             if data:
-                self._append(conversation, direction, time_ns, data, whole=True)
+                self._append(conversation, direction, stream, time_ns, data, True)
 
     # ---- the result
 
@@ -368,7 +370,7 @@ class Reassembly:
         for conversation in self._all:
             for direction, stream in conversation.streams.items():
                 if stream.pieces:  # the file ends inside a chunk
-                    self._append(conversation, direction, stream.pieces_time, b"", whole=True)
+                    self._append(conversation, direction, stream, stream.pieces_time, b"", True)
             made.append(
                 Connection(
                     conversation.link, conversation.number,
