@@ -152,7 +152,7 @@ def parse_filter(expression: str) -> Callable[[Message], bool]:
     """Return a predicate that keeps the messages which an expression describes.
 
     An expression has terms, separated by blanks, all of which must hold. A term is
-    ``field=value``, ``field!=value``, or ``field=one,other`` for either; ``*`` and ``?`` in a
+    ``field=value``, ``field!=value``, or ``field=one|other`` for either; ``*`` and ``?`` in a
     value stand for any characters, or one. Quotes keep blanks together:
     ``'label="POST /api/*"'``.
 
@@ -173,7 +173,7 @@ def parse_filter(expression: str) -> Callable[[Message], bool]:
                 f"--filter {word!r} is no term: write FIELD=VALUE or FIELD!=VALUE, where FIELD is "
                 f"one of {', '.join(_FIELDS)}"
             )
-        terms.append((_FIELDS[term["field"]], term["sign"] == "=", term["values"].split(",")))
+        terms.append((_FIELDS[term["field"]], term["sign"] == "=", term["values"].split("|")))
 
     def keep(m: Message) -> bool:
         return all(
@@ -506,11 +506,14 @@ def _read_notebook(path: Path) -> Any:
             f"{path} is a text notebook, and reading it needs jupytext: pip install jupytext"
         ) from None
     try:
-        return jupytext.read(path)
+        text = path.read_text(encoding="utf-8")
+        # MyST notebooks may lack the header by which jupytext tells them from plain Markdown.
+        myst = path.suffix == ".md" and "{code-cell}" in text
+        return jupytext.reads(text, fmt="md:myst" if myst else path.suffix)
     except OSError:
         raise
     except Exception as error:
-        raise Trouble(f"{path} is no text notebook: {error}") from None
+        raise Trouble(f"{path} is no text notebook: {str(error).splitlines()[0]}") from None
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -757,13 +760,13 @@ def _parser() -> argparse.ArgumentParser:
     show = command(
         "show", _show, "show the messages of a capture",
         "  underhood show run.pcapng --filter 'channel=iopub label=status sender=kernel'\n"
-        "  underhood show run.pcapng --filter 'protocol=jupyter label!=status,stream'\n"
+        "  underhood show run.pcapng --filter 'protocol=jupyter label!=status|stream'\n"
         "  underhood show run.pcapng --filter 'label=\"GET /api/*\"'\n"
         "  underhood show run.pcapng --json | jq -r .label | sort | uniq -c\n"
         "  underhood show run.pcapng --bytes 12\n\n"
         f"fields of --filter:\n  {', '.join(_FIELDS)}\n\n"
-        "All terms must hold. A value may be several with commas between them, and\n"
-        "* and ? in it stand for any characters, or one.\n",
+        "All terms must hold. A value may be several with | between them, and * and ? in it\n"
+        "stand for any characters, or one.\n",
     )  # fmt: skip
     show.add_argument("--json", action="store_true", help="one JSON object per message and line")
     show.add_argument(
