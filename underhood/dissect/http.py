@@ -31,7 +31,8 @@ MOST_INFLATED: Final = 64 * 2**20
 """How many bytes a compressed body may grow to, so that a small body cannot fill the memory."""
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
-_FIELDS = rb"(?:" + _TOKEN + rb":[^\r\n\0]*+\r?\n(?:[ \t][^\r\n\0]*+\r?\n)*+)*+"
+# Possessive quantifiers only on single characters: on groups, Python before 3.11.5 gets them wrong.
+_FIELDS = rb"(?:" + _TOKEN + rb":[^\r\n\0]*+\r?\n(?:[ \t][^\r\n\0]*+\r?\n)*)*"
 _REQUEST: Final = re.compile(
     rb"(?P<method>" + _TOKEN + rb") (?P<target>[\x21-\x7e]+) HTTP/(?P<version>1\.[0-9])\r?\n"
     rb"(?P<fields>" + _FIELDS + rb")\r?\n"
@@ -41,7 +42,7 @@ _RESPONSE: Final = re.compile(
     rb"(?P<fields>" + _FIELDS + rb")\r?\n"
 )
 _FIELD: Final = re.compile(
-    rb"(?P<name>" + _TOKEN + rb"):(?P<before>[ \t]*+)(?P<value>[^\r\n]*+(?:\r?\n[ \t][^\r\n]*+)*+)"
+    rb"(?P<name>" + _TOKEN + rb"):(?P<before>[ \t]*+)(?P<value>[^\r\n]*+(?:\r?\n[ \t][^\r\n]*+)*)"
     rb"(?P<end>\r?\n)"
 )
 _BLOCK: Final = re.compile(rb"(?P<fields>" + _FIELDS + rb")\r?\n")
