@@ -8,12 +8,16 @@ import copy
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +26,11 @@ import nbformat
 import papermill
 import psutil
 import pytest
+import websocket
+from checkout import missing
 from jupyter_client import AsyncKernelManager, BlockingKernelClient, KernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_client.session import Session
 from nbclient import NotebookClient
 
 from underhood import Trace, load, record
@@ -273,6 +280,7 @@ def test_papermill_gets_the_same_outputs(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
     """Start a Jupyter Server that inherits our environment; give its URL and its token."""
+    folder.mkdir(exist_ok=True)
     token = secrets.token_hex(16)
     own = {
         "JUPYTER_TOKEN": token,
@@ -315,32 +323,94 @@ def rest(url: str, token: str, method: str, path: str, content: Any = None) -> A
     return json.loads(body) if body else None
 
 
-def test_a_kernel_that_a_child_server_starts_is_captured_with_the_rest_calls(
+def executed_by_rest_and_websocket(url: str, token: str) -> list[Any]:
+    """Start a kernel, execute a cell, end it: what a front end does, and what it gets."""
+    created = rest(url, token, "POST", "api/kernels", {"name": "python3"})
+    session = Session(session=secrets.token_hex(16))
+    sock = websocket.create_connection(
+        f"ws{url.removeprefix('http')}api/kernels/{created['id']}/channels",
+        header=[f"Authorization: token {token}"],
+        timeout=60,
+    )
+    request = session.msg("execute_request", {"code": "print('hello'); 6 * 7", "silent": False})
+    sock.send(json.dumps({**request, "channel": "shell", "buffers": []}, default=str))
+    got: list[Any] = []
+    wanted = {"execute_reply", "idle"}
+    while wanted:
+        message = json.loads(sock.recv())
+        if message["parent_header"].get("msg_id") != request["header"]["msg_id"]:
+            continue
+        content = message["content"]
+        state = content.get("execution_state")
+        wanted -= {message["msg_type"], state}
+        if message["channel"] == "iopub":
+            got.append([message["msg_type"], state, content.get("text"), content.get("data")])
+    sock.close()
+    running = rest(url, token, "GET", f"api/kernels/{created['id']}")
+    assert running["id"] == created["id"]
+    rest(url, token, "DELETE", f"api/kernels/{created['id']}")
+    return [*got, created["name"], sorted(created), rest(url, token, "GET", "api/kernels")]
+
+
+def test_a_server_and_the_kernel_it_starts_are_captured_and_behave_the_same(
     tmp_path: Path, eventually: Eventually
 ) -> None:
-    with record() as capture, server(tmp_path) as (_, direct, token):
-        url = capture.tap(direct, client="script", server="server")
-        assert url.startswith("http://127.0.0.1:")
-        assert url != direct
-        created = rest(url, token, "POST", "api/kernels", {"name": "python3"})
-        eventually(lambda: capture.trace().types("iopub_welcome"))  # live
-        rest(url, token, "DELETE", f"api/kernels/{created['id']}")
-        # Whatever caused the answer that has been received is in the capture already.
-        assert [m.label for m in capture.trace()][-1] == "204 No Content"
-        assert capture.trace().types("shutdown_request")
+    with server(tmp_path / "direct") as (_, url, token):
+        direct = executed_by_rest_and_websocket(url, token)
+    with record() as capture, server(tmp_path / "tapped") as (_, url, token):
+        front = capture.tap(url, client="script", server="server")
+        assert front != url
+        tapped = executed_by_rest_and_websocket(front, token)
+        # Whatever caused an answer that has been received is in the capture already.
+        live = capture.trace()
+        assert live.types("shutdown_request")
+        assert live[-1].label == "200 OK"
+    assert tapped == direct
     trace = capture.trace()
     assert trace.parties == ("script", "server", "kernel")
-    assert set(capture.keys) == {created["id"]}
-    assert {str(m.signature) for m in trace.protocol("jupyter")} == {"valid"}
+    assert {str(m.signature) for m in trace if m.signature} == {"valid"}
     times = [m.time_ns for m in trace]
     assert times == sorted(times)
-    post, answer = trace.types("POST /api/kernels")[0], trace.types("201 Created")[0]
-    first = trace.between("server", "kernel")[0]
-    assert post.time_ns < first.time_ns, (
-        "one clock: the server starts the kernel after it was asked"
-    )
-    assert answer.time_ns > post.time_ns
-    assert json.loads(answer.body)["id"] == created["id"]
+    # One clock: a message is on one hop after the other, and the server starts the kernel after it
+    # was asked to.
+    (request,) = trace.types("execute_request").between("script", "server")
+    hops = trace.hops(request.msg_id)
+    assert [(hop.message.sender, hop.message.receiver) for hop in hops] == [
+        ("script", "server"), ("server", "kernel"),
+    ]  # fmt: skip
+    assert 0 < hops[1].taken_ns < 5 * 10**9
+    (post,) = trace.types("POST /api/kernels")
+    assert post.time_ns < trace.between("server", "kernel")[0].time_ns
+
+
+def test_tshark_counts_the_same_http_messages_and_websocket_frames(tmp_path: Path) -> None:
+    program = shutil.which("tshark")
+    if program is None:
+        missing("tshark is not installed")
+    with record() as capture, server(tmp_path) as (_, url, token):
+        front = capture.tap(url, client="script", server="server")
+        executed_by_rest_and_websocket(front, token)
+        with pytest.raises(urllib.error.HTTPError):
+            rest(front, token, "GET", "api/contents/nothing.ipynb")
+    path = capture.save(tmp_path / "http.pcapng")
+    port = urllib.parse.urlsplit(front).port
+    result = subprocess.run(
+        [str(program), "-r", str(path), "-d", f"tcp.port=={port},http", "-T", "fields",
+         "-e", "http.request.method", "-e", "http.response.code", "-e", "websocket.opcode",
+         "-Y", "http.request or http.response or websocket"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    theirs = Counter[str]()
+    for method, code, opcodes in rows:  # a packet may hold several frames
+        theirs += Counter({"request": bool(method), "response": bool(code)})
+        theirs["frame"] += len(opcodes.split(",")) if opcodes else 0
+    ours = Counter[str]()
+    for m in capture.trace().between("script", "server"):
+        kind = "frame" if m.protocol != "http" else "request" if m.direction == ">" else "response"
+        ours[kind] += 1
+    assert ours == theirs
+    assert min(ours.values()) >= 6
 
 
 # ---- ends that nobody planned

@@ -21,7 +21,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
 import socket
 import tempfile
@@ -29,7 +28,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
@@ -109,7 +107,7 @@ class KernelFile:
     """
 
     def __init__(self, folder: Path, kernel_id: str, key: bytes) -> None:
-        stem = folder / f"{os.getpid()}-{secrets.token_hex(4)}"
+        stem = folder / f"{os.getpid()}-{os.urandom(4).hex()}"
         self._socket_path = stem.with_suffix(".sock")
         descriptor = os.open(stem.with_suffix(".pcapng"), os.O_CREAT | os.O_WRONLY, 0o600)
         self._file = open(descriptor, "wb", buffering=1 << 20)  # noqa: SIM115
@@ -352,6 +350,8 @@ class Recording:
             raise RuntimeError(
                 f"the recording {self.name!r} has been used before; call record() for a new one"
             )
+        from importlib import metadata  # slow to import, and only needed here
+
         self._notes.setdefault("date", datetime.now(UTC).isoformat(timespec="seconds"))
         for package in ("underhood", "jupyter_client"):
             self._notes.setdefault(package, metadata.version(package))
