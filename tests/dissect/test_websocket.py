@@ -76,6 +76,13 @@ def test_a_masked_text() -> None:
     ]
 
 
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 4095, 4096, 4097, 10_001])
+def test_masks_of_any_length(size: int) -> None:
+    payload = bytes(n % 251 for n in range(size))
+    (unit,) = messages(opened(ws_frame(payload, 2, mask=b"\x00\xa5\x01\xff")), ">")
+    assert unit.payload == payload
+
+
 def test_a_text_in_fragments() -> None:
     (unit,) = downward(bytes.fromhex("010348656c 80026c6f"))
     assert unit.payload == b"Hello"

@@ -59,42 +59,36 @@ def _scan(data: bytes, offset: int) -> tuple[list[int], list[int], str]:
     end = len(data)
     why = ""
     add, complete = frames.append, firsts.append
-    inside = False
-    while offset < end:
-        flags = data[offset]
-        if flags < LONG:
-            if offset + 1 >= end:
+    try:
+        while offset < end:
+            flags = data[offset]
+            if flags < LONG:
+                after = offset + 2 + data[offset + 1]
+            elif flags == LONG or flags == LONG | MORE:
+                after = offset + 9 + _size8(data, offset + 1)[0]
+            elif flags != COMMAND and flags != COMMAND | LONG:
+                why = f"no ZMTP frame begins with the flags 0x{flags:02x}"
                 break
-            after = offset + 2 + data[offset + 1]
-        elif flags > (COMMAND | LONG) or flags == (COMMAND | MORE):
-            why = f"no ZMTP frame begins with the flags 0x{flags:02x}"
-            break
-        elif flags & COMMAND and inside:
-            why = "a command between the frames of one message"
-            break
-        elif flags & LONG:
-            if offset + 9 > end:
+            elif firsts[-1] != len(frames):
+                why = "a command between the frames of one message"
                 break
-            after = offset + 9 + _size8(data, offset + 1)[0]
-        else:
-            if offset + 1 >= end:
+            elif flags & LONG:
+                after = offset + 9 + _size8(data, offset + 1)[0]
+            else:
+                after = offset + 2 + data[offset + 1]
+            if after > end:
                 break
-            after = offset + 2 + data[offset + 1]
-        if after > end:
-            break
-        add(offset)
-        if flags & MORE:
-            inside = True
-        else:
-            complete(len(frames))
-            inside = False
-        offset = after
-    else:
-        if inside:
-            why = "the capture ends between the frames of one message"
-    frames.append(offset)
-    if offset < end and not why:
+            add(offset)
+            if not flags & MORE:
+                complete(len(frames))
+            offset = after
+    except (IndexError, struct.error):
+        pass  # the size of the last frame is not all there
+    if not why and offset < end:
         why = f"the capture ends inside the frame at {offset}"
+    elif not why and firsts[-1] != len(frames):
+        why = "the capture ends between the frames of one message"
+    frames.append(offset)
     return frames, firsts, why
 
 
