@@ -60,6 +60,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Open]:
         file.write_text(PAGE.format(attributes=attributes, pictures=inside), encoding="utf-8")
         size = {"width": width, "height": height}
         page = browser.new_page(viewport=size, color_scheme=theme, **options)
+        page.set_default_timeout(10_000)
         page.on("console", lambda message: heard.append(message.text))
         page.on("pageerror", lambda error: heard.append(str(error)))
         page.goto(f"{file.as_uri()}{address}")

@@ -86,7 +86,7 @@ def test_an_arrow_says_its_label_and_detail() -> None:
 def test_an_arrow_is_a_link_with_a_sentence() -> None:
     root = ElementTree.fromstring(one_cell().sequence_diagram().svg)
     links = list(root.iter(f"{SVG}a"))
-    assert links[-1].get("aria-label") == (
+    assert links[-1].findtext(f"{SVG}title") == (
         "iopub, kernel to client, status: idle, 2.4 ms after the request"
     )
     assert links[-1].get("href", "").endswith(f"-m{links[-1].get('data-message')}")

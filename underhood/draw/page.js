@@ -71,6 +71,12 @@ const enliven = (figure) => {
   for (const arrow of arrows) {
     for (const number of [arrow.dataset.message, ...(arrow.dataset.folded || '').split(' ')]) if (number) arrowOf.set(number, arrow);
   }
+  // With a script, an address leads to the arrow instead of the list.
+  for (const [number, arrow] of arrowOf) {
+    const address = `${figure.id}-m${number}`;
+    document.getElementById(address)?.removeAttribute('id');
+    if (arrow.dataset.message === number) arrow.id = address;
+  }
   const hidden = new Set();
   const shown = () => order.filter((number) => !hidden.has(channelOf(number)));
   const channelOf = (number) => entries.get(number)?.dataset.channel ?? arrowOf.get(number)?.getAttribute('class').match(/u-m u-(\w+)/)?.[1];
@@ -100,7 +106,7 @@ const enliven = (figure) => {
 
   const fill = (number) => {
     const entry = entries.get(number);
-    const sentence = entry ? entry.querySelector('summary').textContent : arrowOf.get(number).getAttribute('aria-label');
+    const sentence = entry ? entry.querySelector('summary').textContent : arrowOf.get(number).querySelector('title').textContent;
     const visible = shown();
     const place = visible.indexOf(number);
     const step = (by, name, text) => build('button', {type: 'button', className: 'uh-step', title: name, ariaLabel: name, disabled: !visible[place + by], onclick: () => { choose(visible[place + by]); panel.querySelector(`[title="${name}"]`).focus(); }}, text);

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _OPENED: Final = 250  # messages that a page carries whole; more are a table only
 _LONG: Final = 3000  # characters of one part of a message that the list shows
 
+_SCROLLS: Final = 'role="group" tabindex="0"'
+
 _taken: Counter[str] = Counter()  # ids that this process has given out, by their stem
 
 
@@ -147,6 +149,8 @@ class Picture:
             data_query=self.trace.query_json,
             aria_label=self.title,
         )
+        # What scrolls must be within reach of the keyboard, if only to scroll.
+        stops = "" if "data-message" in drawn else f' {_SCROLLS} aria-label="Drawing"'
         parts = [
             f'<figure class="underhood"{attributes}>',
             f"<style>{style_sheet()}</style>",
@@ -155,7 +159,7 @@ class Picture:
         if drawn:
             parts += [
                 self._key() if self._lists else "",
-                f'<div class="uh-body"><div class="uh-stage" hidden="">{drawn}</div></div>',
+                f'<div class="uh-body"><div class="uh-stage" hidden=""{stops}>{drawn}</div></div>',
                 '<p class="uh-plain">The drawing needs its style sheet, which is shown where this '
                 "notebook is trusted. Here are its messages.</p>",
             ]
@@ -176,7 +180,7 @@ class Picture:
 
         # An address is on what is inside a <details>, so that following it opens it.
         rows = as_html(self.trace, "" if opened else f"{own_id}-m")
-        table = f'<div class="uh-scroll">{rows}</div>'
+        table = f'<div class="uh-scroll" {_SCROLLS} aria-label="Table of messages">{rows}</div>'
         if self.kind == "table":
             yield table
         else:

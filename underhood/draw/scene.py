@@ -84,13 +84,20 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
+class Title:
+    """What the element around it is, in words (SVG only)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """End the element that the matching :class:`Open` began."""
 
     tag: str
 
 
-Mark: TypeAlias = Line | Box | Text | Open | Close
+Mark: TypeAlias = Line | Box | Text | Open | Title | Close
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +373,8 @@ def _elements(found: Iterable[Mark]) -> Iterable[str]:
                 f'<rect class="u-{mark.part}" x="{_n(mark.x)}" y="{_n(mark.y)}" '
                 f'width="{_n(mark.width)}" height="{_n(mark.height)}"{r}/>'
             )
+        elif isinstance(mark, Title):
+            yield f"<title>{escape(mark.text)}</title>"
         elif isinstance(mark, Open):
             yield f"<{mark.tag}{mark.attributes}>"
         else:

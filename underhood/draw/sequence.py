@@ -30,6 +30,7 @@ from underhood.draw.scene import (
     Point,
     Scene,
     Text,
+    Title,
     attributes,
     fragment,
     measure,
@@ -690,9 +691,9 @@ def _arrow(plan: _Plan, row: _Row) -> Iterator[Mark]:
             data_message=message.number,
             data_folded=" ".join(str(m.number) for m in row.folded) or None,
             href=f"#@-m{message.number}",
-            aria_label=says,
         ),
     )
+    yield Title(says)
     sender, receiver = plan.columns[message.sender], plan.columns[message.receiver]
     if sender == receiver:
         yield from _loop(plan, row, sender, own, fate)

@@ -25,6 +25,7 @@ from underhood.draw.scene import (
     Open,
     Scene,
     Text,
+    Title,
     attributes,
     measure,
     wrap,
@@ -117,19 +118,19 @@ def _labels(texts: Sequence[str], style: str = "row") -> tuple[list[str], float]
     return shown, max((measure(text, style) for text in shown), default=0.0)
 
 
-def _link(clock: words.Clock, messages: Sequence[Message], says: str) -> Open:
+def _link(messages: Sequence[Message], says: str) -> Iterator[Mark]:
     """Begin a row that stands for messages."""
     first, *more = messages
-    return Open(
+    yield Open(
         "a",
         attributes(
             class_=f"u-m u-{words.tint(first)}",
             data_message=first.number,
             data_folded=" ".join(str(m.number) for m in more) or None,
             href=f"#@-m{first.number}",
-            aria_label=says,
         ),
     )
+    yield Title(says)
 
 
 def _hit(y: float, height: float = _ROW) -> Mark:
@@ -191,7 +192,7 @@ def _way(
     taken = [b.time_ns - a.time_ns for a, b in pairwise(way)]
     held = [f"{words.in_words(ns)} at {m.sender}" for ns, m in zip(taken, way[1:], strict=True)]
     says = clock.sentence(way[0]) + (f"; {words.joined(held)}" if held else "")
-    yield _link(clock, way, says)
+    yield from _link(way, says)
     yield _hit(y)
     yield Text("row", axis.left - 16, middle + 4, label, "end", own)
     xs = [axis.x(m.time_ns) for m in way]
@@ -268,7 +269,7 @@ def _waterfall(trace: Trace, title: str | None, caption: str | None) -> Picture:
         a, b = axis.x(request.time_ns), axis.x(last)
         middle = y + row / 2
         marks += [
-            _link(clock, [m for m in (request, response) if m is not None], says),
+            *_link([m for m in (request, response) if m is not None], says),
             _hit(y, row),
             Text("row", axis.left - 14, middle + 4, label, "end", "http"),
             Box("bar" if 0 < status < 400 else "bar-failed", a, middle - 5, max(b - a, 2), 10, 2,
