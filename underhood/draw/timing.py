@@ -72,11 +72,10 @@ def timing(
         If the trace holds nothing of the kind.
     """
     if show is None:
-        kernels = {m.sender for m in trace if m.label == "status" and m.protocol == "jupyter"}
         if len(trace) and all(m.protocol == "http" for m in trace):
             show = "waterfall"
         else:
-            show = "busy" if len(kernels) > 1 else "hops"
+            show = "busy" if len(busy_times(trace)) > 1 else "hops"
     return {"hops": _hops, "waterfall": _waterfall, "busy": _busy}[show](trace, title, caption)
 
 
