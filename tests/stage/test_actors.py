@@ -320,15 +320,16 @@ def listening(place: Place) -> list[tuple[str, str]]:
 EVERYBODY = """
 import asyncio, sys
 from underhood import record
-from underhood.stage import jupyterhub, jupyterlab
+from underhood.stage import jupyterhub, jupyterlab, notebook
 
 async def main():
     async with record("neutral") as capture:
-        async with jupyterlab() as lab:
-            await lab.open("demo.ipynb")
-            await lab.type("1 / 0")
-            await lab.run()
-            await lab.save()
+        async with jupyterlab() as lab, notebook() as classic:
+            for front_end in (lab, classic):
+                await front_end.open("demo.ipynb")
+                await front_end.type("1 / 0")
+                await front_end.run()
+                await front_end.save()
         async with jupyterhub(users=["alice"]) as hub:
             alice = await hub.log_in("alice")
             await alice.open("demo.ipynb")

@@ -30,10 +30,10 @@ from underhood.stage.processes import HOST, Child, Home, StartError, free_ports
 from underhood.stage.replay import MissingActor, on_stage
 from underhood.stage.server import (
     EXTENSIONS,
-    FRONT_END_ARGUMENTS,
     Response,
     Taps,
     forwarded,
+    front_end_arguments,
     jupyter_server,
     request,
     settle,
@@ -303,7 +303,7 @@ async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterat
                 "args": [
                     "--allow-root",
                     f"--ServerApp.jpserver_extensions={dict.fromkeys(EXTENSIONS, True)}",
-                    *FRONT_END_ARGUMENTS,
+                    *front_end_arguments(home),
                 ],
                 "cmd": [home.python, "-m", "jupyterhub.singleuser"],
                 "home_dir_template": str(home.folder / "users" / "{username}"),

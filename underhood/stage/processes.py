@@ -207,11 +207,7 @@ class Home:
         # says of itself (and servers say a lot: templates, settings, extensions) begins here.
         prefix = place / "env"
         prefix.symlink_to(sys.prefix, target_is_directory=True)
-        executable = Path(sys.executable)
-        if executable.is_relative_to(sys.prefix):
-            self.python = str(prefix / executable.relative_to(sys.prefix))
-        else:
-            self.python = str(executable)
+        self.python = str(self.neutral(Path(sys.executable)))
         # JupyterLab resolves links in its folder's own path, but not in what lies inside.
         lab = jupyter / "lab"
         (lab / "settings").mkdir(parents=True)
@@ -231,6 +227,12 @@ class Home:
             "JUPYTER_NO_CONFIG": "1",
             guardian.MARK: self._mark,
         }
+
+    def neutral(self, path: Path) -> Path:
+        """Return a path within our Python's prefix by the way that begins in the home."""
+        if path.is_relative_to(sys.prefix):
+            return self.folder / "env" / path.relative_to(sys.prefix)
+        return path
 
     async def start(
         self,

@@ -19,6 +19,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,12 +36,6 @@ EXTENSIONS: Final = (
     "notebook_shim",
 )
 """The server extensions that come with JupyterLab and Notebook, and are switched on by default."""
-
-FRONT_END_ARGUMENTS: Final = (
-    "--LabApp.expose_app_in_browser=True",
-    "--JupyterNotebookApp.expose_app_in_browser=True",
-)
-"""Give the front ends' pages a name for their own objects, which the stage asks for the truth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +160,7 @@ async def jupyter_server(
         token = secrets.token_hex(16)
         if "jupyterlab" in extensions:
             settle(Path(home.environment["JUPYTERLAB_SETTINGS_DIR"]))
-            arguments = (*FRONT_END_ARGUMENTS, *arguments)
+            arguments = (*front_end_arguments(home), *arguments)
         process = await home.start(
             [
                 *(home.python, "-m", "jupyter_server"),
@@ -195,6 +190,26 @@ async def jupyter_server(
 
         await process.until(ready)
         yield Server(process, place["port"], token, home.notebooks, client, taps)
+
+
+def front_end_arguments(home: Home) -> tuple[str, ...]:
+    """Return arguments for servers with front ends in ``home``.
+
+    They give the pages a name for their own objects, which the stage asks for the truth, and
+    Notebook the way through the home to its own files, of which its page tells.
+    """
+    arguments: tuple[str, ...] = (
+        "--LabApp.expose_app_in_browser=True",
+        "--JupyterNotebookApp.expose_app_in_browser=True",
+    )
+    spec = find_spec("notebook")
+    if spec is not None and spec.origin is not None:
+        place = home.neutral(Path(spec.origin).parent)
+        arguments += (
+            f"--JupyterNotebookApp.static_dir={place / 'static'}",
+            f"--JupyterNotebookApp.templates_dir={place / 'templates'}",
+        )
+    return arguments
 
 
 def settle(settings: Path) -> None:
