@@ -19,7 +19,7 @@ from jupyter_client.session import Session
 
 FAULTS = (
     "none", "reply first", "reply last", "mute", "never idle", "on control", "stranger's parent",
-    "backwards", "busy twice", "silent", "unsigned", "says it twice",
+    "backwards", "busy twice", "silent", "unsigned", "says it twice", "no JSON",
 )  # fmt: skip
 # The states that it publishes before its reply, and after.
 STATES = {
@@ -60,12 +60,16 @@ class Kernel:
         while True:
             for socket, _ in poller.poll():
                 if socket in (self.sockets["hb"], self.sockets["iopub"]):
-                    frames = socket.recv_multipart()
+                    try:
+                        frames = socket.recv_multipart(zmq.NOBLOCK)
+                    except zmq.Again:
+                        continue
                     if socket is self.sockets["hb"]:
                         socket.send_multipart(frames)
                     continue
                 identities, request = self.session.recv(socket)
-                assert request is not None
+                if request is None:  # ZeroMQ may wake up for nothing
+                    continue
                 self.answer(socket, identities, request)
                 if request["msg_type"] == "shutdown_request":
                     return
@@ -95,8 +99,12 @@ class Kernel:
             key = self.session.key
             if fault == "unsigned":
                 self.session.key = b""
+            frames = self.session.serialize(message, identities)
+            if fault == "no JSON":
+                frames[-1] = b'{"status": ok}'
+                frames[-5] = self.session.sign(frames[-4:])
             for _ in range(2 if fault == "says it twice" else 1):
-                self.session.send(socket, message, ident=identities)
+                socket.send_multipart(frames)
             self.session.key = key
         if fault == "reply first":
             time.sleep(0.05)

@@ -400,6 +400,22 @@ def test_who_connects_to_a_stopped_kernel_gets_no_greeting() -> None:
     assert label(found["nobody answers"][0]) == "greeting"
 
 
+def test_a_client_without_encryption_is_refused_by_a_kernel_with_it() -> None:
+    def story() -> None:
+        with kernel(transport_encryption="required") as (manager, _):
+            plain = connect(manager)
+            plain.curve_publickey = plain.curve_secretkey = None
+            plain.start_channels()
+            time.sleep(0.5)
+            plain.stop_channels()
+
+    found = found_in(story)
+    assert set(found) == {"handshake refused"}
+    refused = found["handshake refused"][0]
+    assert label(refused) == "greeting"
+    assert "the kernel hung up on a greeting that announces NULL" in refused.sentence
+
+
 def test_a_port_where_nobody_listens_refuses() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -444,6 +460,7 @@ def test_a_message_sent_twice_is_a_replay_and_refused() -> None:
         ("silent", {"request without reply"}, "execute_request"),
         ("unsigned", {"missing signature"}, "execute_reply"),
         ("says it twice", {"message replayed"}, "execute_reply"),
+        ("no JSON", {"undecoded bytes"}, None),
     ],
 )
 def test_a_kernel_with_a_fault_is_told_by_it(
@@ -459,7 +476,7 @@ def test_a_kernel_with_a_fault_is_told_by_it(
             if fault == "silent":
                 time.sleep(0.3)
             else:
-                eventually(channel.socket.poll)
+                eventually(lambda: channel.socket.poll(0))
                 time.sleep(0.1)  # what follows the reply
 
     found = found_in(story)

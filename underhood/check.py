@@ -26,10 +26,12 @@ from underhood.capture.store import (
     DIRECTIONS,
     SERVER_TO_CLIENT,
     Connection,
+    Direction,
     Link,
 )
 from underhood.dissect.jupyter import Signature
 from underhood.dissect.spans import UNDECODED, Span
+from underhood.dissect.zmtp import GREETING
 from underhood.trace import Message, Trace
 
 Where: TypeAlias = Message | Connection
@@ -435,7 +437,7 @@ def _unanswered_prompts(talk: Conversation) -> Iterator[tuple[Message, str]]:
 @_rule(
     "HTTP request without response",
     "Each HTTP request gets a response.",
-    "RFC 9110, Message Exchange",
+    "RFC 9110, Messages",
     "https://www.rfc-editor.org/rfc/rfc9110#section-3.4",
     "See the server's log for the time of the request: it may have crashed, or still be at work.",
 )
@@ -647,8 +649,8 @@ def _replayed(talk: Conversation) -> Iterator[tuple[Where, str]]:
 @_rule(
     "duplicate identity",
     "Each client has a routing identity of its own.",
-    "ZMTP 3.1 (RFC 37), The Identity property; RFC 28, ROUTER",
-    "https://rfc.zeromq.org/spec/28/",
+    "ZeroMQ Request-Reply (RFC 28), The ROUTER Socket Type",
+    "https://rfc.zeromq.org/spec/28/#the-router-socket-type",
     "Give each client a session of its own: build it from the connection file, and call "
     "manager.client() once only.",
 )
@@ -716,8 +718,8 @@ _HANDSHAKE: Final = ("greeting", "command", "sealed")
 @_rule(
     "nobody answers",
     "Who is connected to accepts the connection, and answers a greeting.",
-    "ZMTP 3.1 (RFC 37), Connection; RFC 9293, Reset Generation",
-    "https://rfc.zeromq.org/spec/37/",
+    "ZMTP 3.1 (RFC 37), Overall Behavior",
+    "https://rfc.zeromq.org/spec/37/#overall-behavior",
     "Nothing listens there, or it hangs: start or restart it, and read the address again.",
 )
 def _nobody_answers(talk: Conversation) -> Iterator[tuple[Where, str]]:
@@ -743,6 +745,36 @@ def _nobody_answers(talk: Conversation) -> Iterator[tuple[Where, str]]:
             if talk.protocol(c) == "zmtp" and until - c.opened >= PATIENCE_NS:
                 yield talk.on[c.id][0], f"no answer to the greeting in {seconds(until - c.opened)}"
                 break
+
+
+@_rule(
+    "handshake refused",
+    "Both ends of a connection announce the same security mechanism.",
+    "ZMTP 3.1 (RFC 37), Authentication and Confidentiality",
+    "https://rfc.zeromq.org/spec/37/#authentication-and-confidentiality",
+    "Take the keys from the connection file (curve_publickey, curve_secretkey), or none if it has "
+    "none; clients try again and again without a word.",
+)
+def _handshake_refused(talk: Conversation) -> Iterator[tuple[Where, str]]:
+    refused: dict[tuple[str, str, str], list[Message]] = defaultdict(list)
+    for number, messages in talk.on.items():
+        end = first_end(talk.connections[number])
+        if end is None or [m.label for m in messages] != ["greeting", "greeting"]:
+            continue
+        # The one who hangs up may have said less than it heard: its mechanism comes late.
+        heard = next((m for m in messages if m.direction != end[0] and m.size == GREETING), None)
+        if heard is not None:
+            link, mechanism = talk.connections[number].link, heard.detail.split()[-1]
+            refused[link.server, link.kernel_id, mechanism].append(heard)
+    for (_, _, mechanism), greetings in refused.items():
+        # Once may be an accident, such as a kernel that just ended.
+        if len(greetings) > 1:
+            m = greetings[0]
+            yield (
+                m,
+                f"the {m.receiver} hung up on a greeting that announces {mechanism}, "
+                f"{len(greetings)} times",
+            )
 
 
 @_rule(
@@ -776,7 +808,7 @@ _NORMAL_CLOSE: Final = (None, 1000, 1001, 1005)
     "HTTP error status",
     "A request that succeeds is answered with a status below 400.",
     "RFC 9110, Status Codes",
-    "https://www.rfc-editor.org/rfc/rfc9110#section-15.5",
+    "https://www.rfc-editor.org/rfc/rfc9110#section-15",
     "401 and 403: send the token or cookie, and X-XSRFToken with a cookie. 404: look at the path. "
     "5xx: see the server's log.",
 )
@@ -793,8 +825,8 @@ def _http_error(talk: Conversation) -> Iterator[tuple[Where, str]]:
 @_rule(
     "undecoded bytes",
     "Every byte belongs to a message.",
-    "ZMTP 3.1 (RFC 37), HTTP/1.1 (RFC 9112), WebSocket (RFC 6455)",
-    "https://rfc.zeromq.org/spec/37/",
+    "ZMTP 3.1 (RFC 37), Formal Grammar; HTTP/1.1 (RFC 9112); WebSocket (RFC 6455)",
+    "https://rfc.zeromq.org/spec/37/#formal-grammar",
     "The capture was cut, began in the middle, or the sender broke its protocol: see the offset.",
 )
 def _bytes_undecoded(talk: Conversation) -> Iterator[tuple[Where, str]]:
@@ -811,8 +843,15 @@ def _bytes_undecoded(talk: Conversation) -> Iterator[tuple[Where, str]]:
                 break  # what follows is most probably a consequence
 
 
-def _undecoded(talk: Conversation, connection: Connection, direction: Any) -> Iterator[Span]:
-    stack = list(reversed(talk.trace.dissections[connection.id].spans(direction)))
+def _undecoded(talk: Conversation, connection: Connection, direction: Direction) -> Iterator[Span]:
+    dissection = talk.trace.dissections[connection.id]
+    # Most messages are Jupyter's, and of these the dissector knows whether all parts were read.
+    sound = {
+        unit.start
+        for unit in dissection.units(direction)
+        if unit.jupyter is not None and not unit.jupyter.note
+    }
+    stack = [span for span in reversed(dissection.spans(direction)) if span.start not in sound]
     while stack:
         span = stack.pop()
         if span.label == UNDECODED:
