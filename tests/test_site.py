@@ -164,10 +164,11 @@ def test_the_comparison_notices_an_arrow_that_is_dropped_invented_moved_turned_o
 @pytest.mark.parametrize("page", PAGES)
 def test_every_picture_has_alternative_text_made_from_its_messages(build, page):
     for figure in figures(build, page):
-        svg = figure.select_one("svg:has([data-message])")
+        svg = figure.select_one("svg:has(> title)")
         assert svg.find("title").get_text(strip=True)
         described = svg.find("desc").get_text(strip=True)
         arrows = arrows_in(figure)
+        assert arrows, f"“{figure['aria-label']}” shows no message at all"
         assert arrows[0].label in squeezed(described)
         for mark in svg.select("[data-message]"):
             assert mark.get("aria-label"), f"arrow {mark['data-message']} has no name"
