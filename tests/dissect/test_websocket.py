@@ -410,6 +410,7 @@ def test_a_kernel_message_may_be_compressed_and_in_fragments() -> None:
         (b"\0" * 8, 2, V1),
         (b"\xff" * 80, 2, V1),
         ((6).to_bytes(8, "little") + b"\0" * 48, 2, V1),
+        (serialize_msg_to_ws_v1(parts_of("status", {}, ()), "iopub") + b"more", 2, V1),
         (serialize_msg_to_ws_v1([b"[]", b"{}", b"{}", b"{}"], "shell"), 2, V1),
     ],
 )

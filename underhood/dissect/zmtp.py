@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from underhood.capture.store import DIRECTIONS, Direction
 from underhood.dissect.jupyter import DELIMITER, JSON_PARTS, JupyterMessage, message_key, part_spans
@@ -632,13 +632,12 @@ def _sized(data: bytes, start: int, end: int, prefix: str, fields: Sequence[str]
         yield undecoded(start, end, "more bytes than the specification has fields")
 
 
-class _Property:
+class _Property(NamedTuple):
     """One property of the handshake's metadata (RFC 37, "property")."""
 
-    __slots__ = ("name", "span", "value")
-
-    def __init__(self, name: str, value: bytes, span: Span) -> None:
-        self.name, self.value, self.span = name, value, span
+    name: str
+    value: bytes
+    span: Span
 
 
 _PROPERTIES: Final = frozenset(("socket-type", "identity", "resource"))
@@ -647,7 +646,7 @@ _PROPERTIES: Final = frozenset(("socket-type", "identity", "resource"))
 def _properties(data: bytes, base: int) -> tuple[list[_Property], int]:
     """Read properties; return them and the offset where they end.
 
-    Names are compared without case (RFC 37: "property names are case-insensitive").
+    The case of a name means nothing (RFC 37), so :attr:`_Property.name` is in lower case.
     """
     found = []
     start = 0
@@ -670,19 +669,8 @@ def _properties(data: bytes, base: int) -> tuple[list[_Property], int]:
         if length:
             said: Any = value if lower == "identity" else text(value)
             spans.append(Span(base + name_end + 4, length, "value", said, "zmtp.property.value"))
-        found.append(
-            _Property(
-                lower,
-                value,
-                Span(
-                    base + start,
-                    end - start,
-                    name,
-                    text(value),
-                    f"zmtp.property.{known}",
-                    tuple(spans),
-                ),
-            )
-        )
+        key = f"zmtp.property.{known}"
+        span = Span(base + start, end - start, name, text(value), key, tuple(spans))
+        found.append(_Property(lower, value, span))
         start = end
     return found, base + start
