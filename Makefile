@@ -1,10 +1,12 @@
 # make book    builds the site: sets up .venv, executes the chapters, writes _build/html
 # make test    proves it: style, types, a build, and every test; sets up Chromium and the rest
 # make serve   shows the built site in your browser, on this computer only
+# make bench   measures the library beside peers, and prints ratios
+# make recordings   makes the recordings anew that are replayed where a browser or a hub is missing
 # make clean   removes what was built; .venv stays
 #
-# Each target does its own set-up (.ci/environment.py) and is quick when there is nothing to do.
-# Another Python: make PYTHON=/path/to/python3.12 book. A part of the tests: make test TESTS=tests/draw
+# Each target does its own set-up (.ci/environment.py), and is quick when there is nothing to do.
+# Another Python is chosen by PYTHON=/path/to/python3.12, a part of the tests by TESTS=tests/draw.
 
 PYTHON ?= python3
 TESTS ?=
@@ -12,11 +14,11 @@ PORT ?= 8000
 # Paths are relative, so that the project may live in a folder with a blank in its name.
 BIN := .venv/bin
 
-.PHONY: help book test style serve clean
+.PHONY: help book test style serve bench recordings clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+	@sed -n 's/^# \(make [a-z]*\) *\(.*\)/\1@\2/p' Makefile | while IFS=@ read -r target does; do printf '%-17s%s\n' "$$target" "$$does"; done
 
 environment = command -v "$(PYTHON)" >/dev/null || { \
 	echo "No $(PYTHON) was found. Install Python 3.11 or newer, or say where it is: make PYTHON=/path/to/python3.12 $@" >&2; \
@@ -49,6 +51,14 @@ style:
 serve: book
 	@echo "Press Ctrl-C to stop."
 	@exec "$(BIN)/python" -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+bench:
+	@$(environment) test
+	@$(keep) "$(BIN)/python" -m benchmarks
+
+recordings:
+	@$(environment) test
+	@$(keep) "$(BIN)/python" book/recordings/renew.py
 
 clean:
 	rm -rf _build
