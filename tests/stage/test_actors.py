@@ -201,6 +201,29 @@ async def test_a_cell_that_takes_too_long_is_given_up_and_can_be_interrupted() -
 
 
 @pytest.mark.usefixtures("chromium_is_here")
+async def test_a_kernel_that_dies_is_reported_in_the_pages_own_words() -> None:
+    async with jupyterlab() as lab:
+        await lab.open("demo.ipynb")
+        await lab.type("import os; os._exit(1)")
+        with pytest.raises(TimeoutError, match=r"not run after 8 s; the page says: .*died"):
+            await lab.run(timeout=8)
+
+
+@pytest.mark.usefixtures("chromium_is_here")
+async def test_a_second_notebook_comes_to_the_front_and_the_first_again() -> None:
+    async with jupyterlab() as lab:
+        for name in ("one", "two"):
+            await lab.open(f"{name}.ipynb", cells=[f"'in {name}'"])
+            assert (await lab.run()).output == f"'in {name}'"
+        await lab.open("one.ipynb")
+        await lab.type("_")  # the last result of this kernel
+        assert (await lab.run()).output == "'in one'"
+        shown = (await lab.screenshot()).alternative
+        assert "in one" in shown
+        assert "in two" not in shown
+
+
+@pytest.mark.usefixtures("chromium_is_here")
 async def test_a_saved_notebook_holds_what_was_run() -> None:
     async with jupyter_server(extensions=EXTENSIONS) as server, jupyterlab(server=server) as lab:
         await lab.open("demo.ipynb", cells=["first = 1", "first + 1"])
@@ -285,6 +308,12 @@ async def test_who_is_no_user_cannot_log_in() -> None:
         with pytest.raises(ValueError, match=r"'mallory' cannot log in: .*no browser"):
             await hub.log_in("mallory")
         assert (await hub.request("GET", "/hub/api/users", token="")).status == 403
+
+
+async def test_a_users_name_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"'\.\./root' cannot be a user's name"):
+        async with jupyterhub(users=["../root"]):
+            pytest.fail("it cannot have started")
 
 
 @pytest.mark.usefixtures("hub_is_here")

@@ -78,15 +78,25 @@ def order(capture: Capture) -> dict[tuple[str, str, str], list[str]]:
     return {way: kinds for way, kinds in found.items() if kinds}
 
 
-def cells(capture: Capture) -> list[dict[tuple[str, str, str], list[tuple[str, str]]]]:
-    """For each cell that was run, what answered it, for each way and channel."""
+Answers = dict[tuple[str, str, str], list[list[tuple[str, str]]]]
+
+
+def cells(capture: Capture) -> list[Answers]:
+    """For each cell that was run, what answered it, for each way and channel.
+
+    Connections have no order among each other: a server listens to a kernel's iopub twice.
+    """
     trace = capture.trace()
-    asked = dict.fromkeys(m.msg_id for m in trace.types("execute_request"))
     found = []
-    for msg_id in asked:
-        answers: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
+    for msg_id in dict.fromkeys(m.msg_id for m in trace.types("execute_request")):
+        lines: dict[tuple[str, str, str, int], list[tuple[str, str]]] = {}
         for m in trace.answering(msg_id):
-            answers.setdefault((m.sender, m.receiver, m.channel), []).append((m.label, m.detail))
+            line = lines.setdefault((m.sender, m.receiver, m.channel, m.connection), [])
+            line.append((m.label, m.detail))
+        answers: Answers = {}
+        for (*way, _), said in sorted(lines.items(), key=lambda item: item[1]):
+            sender, receiver, channel = way
+            answers.setdefault((sender, receiver, channel), []).append(said)
         found.append(answers)
     return found
 

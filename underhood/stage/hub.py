@@ -213,11 +213,16 @@ async def jupyterhub(
 
     Raises
     ------
+    ValueError
+        If a name is not made of small letters and digits.
     MissingActor
         If JupyterHub, the proxy, Node.js or the browser is missing.
     StartError
         If the proxy or the hub does not start.
     """
+    for user in users:
+        if not re.fullmatch(r"[a-z][a-z0-9]*", user):
+            raise ValueError(f"{user!r} cannot be a user's name: use small letters and digits")
     async with on_stage(Hub, _hub(users, browser, cached)) as hub:
         yield hub
 
@@ -341,6 +346,8 @@ def find_proxy() -> tuple[str, ...]:
 
     Raises
     ------
+    ValueError
+        If a name is not made of small letters and digits.
     MissingActor
         If JupyterHub, the proxy or Node.js is missing.
     """

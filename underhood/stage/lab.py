@@ -45,6 +45,8 @@ VIEWPORT: Final = (1280, 720)
 
 _DOORS: Final[Mapping[Kind, str]] = {"JupyterLab": "/lab/tree/", "Notebook": "/notebooks/"}
 
+_IN_FRONT: Final = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook"
+
 # The front end's own word on whether the kernel answers: `isReady` and a status of the kernel
 # alone come true too early, hence the connection's, and the display's, which counts what is due.
 _READY: Final = """
@@ -237,11 +239,11 @@ class FrontEnd:
 
     async def ready(self) -> None:
         """Wait until the kernel of the notebook in front answers and is idle."""
-        await self.page.wait_for_function(_READY, timeout=60_000)
+        await self._wait(_READY, 60.0, "the notebook's kernel does not answer")
 
     async def type(self, source: str) -> None:
         """Type into the cell that is active, key by key (several lines: at one blow)."""
-        await self.page.locator(".jp-Notebook .jp-Cell.jp-mod-active .cm-content").click()
+        await self.page.locator(f"{_IN_FRONT} .jp-Cell.jp-mod-active .cm-content").click()
         await self.page.keyboard.press("Control+End")
         if "\n" in source:  # the editor would indent each new line once more
             await self.page.keyboard.insert_text(source)
@@ -256,8 +258,6 @@ class FrontEnd:
         TimeoutError
             If it has not after ``timeout`` seconds.
         """
-        from playwright.async_api import TimeoutError as TookTooLong
-
         # The origin of the page's times, on Chromium's clock.
         session = await self.page.context.new_cdp_session(self.page)
         await session.send("Performance.enable")
@@ -267,10 +267,7 @@ class FrontEnd:
         kind = await self.page.evaluate(_WATCH)
         await self.page.keyboard.press("Shift+Enter")
         if kind == "code":
-            try:
-                await self.page.wait_for_function(_RAN, timeout=timeout * 1000)
-            except TookTooLong:
-                raise TimeoutError(f"the cell has not run after {timeout:g} s") from None
+            await self._wait(_RAN, timeout, "the cell has not run")
         seen = await self.page.evaluate(_SEEN)
 
         def ns(milliseconds: float) -> int:
@@ -283,6 +280,18 @@ class FrontEnd:
             ns(seen["painted"]),
             ns(seen["finished"]),
         )
+
+    async def _wait(self, come_true: str, timeout: float, otherwise: str) -> None:
+        from playwright.async_api import TimeoutError as TookTooLong
+
+        try:
+            await self.page.wait_for_function(come_true, timeout=timeout * 1000)
+        except TookTooLong:
+            dialogs = await self.page.locator(".jp-Dialog-content").all_inner_texts()
+            shown = " ".join(" ".join(dialogs).split())
+            raise TimeoutError(
+                f"{otherwise} after {timeout:g} s" + (f"; the page says: {shown}" if shown else "")
+            ) from None
 
     async def press(self, keys: str) -> None:
         """Press keys, as in ``"Control+s"`` or ``"Tab"``."""
@@ -309,7 +318,7 @@ class FrontEnd:
         """Return a picture of the page."""
         png = await self.page.screenshot(animations="disabled")
         described = f"{self.kind} in a browser, showing {self._opened or 'an empty page'}"
-        cells = await self.page.locator(".jp-Notebook .jp-CodeCell").all()
+        cells = await self.page.locator(f"{_IN_FRONT} .jp-CodeCell").all()
         told = [" ".join((await cell.inner_text()).split()) for cell in cells[:5]]
         return Screenshot(png, f"{described}. Its cells: {'; '.join(filter(None, told))}.")
 
