@@ -166,6 +166,23 @@ def test_names_count_and_notes_say_when_and_with_what() -> None:
     assert two.capture.name == two.name
 
 
+@IPV4
+def test_a_recording_may_span_several_cells_and_take_notes_on_the_way(server: Server) -> None:
+    capture = record()
+    assert capture.start() is capture
+    assert active() == (capture,)
+    address = capture.tap(("127.0.0.1", server.server_port), client="a", server="b")
+    get(*address)
+    capture.note("what", "one request")
+    server.server_close()
+    capture.stop()
+    assert active() == ()
+    assert capture.notes["what"] == "one request"
+    assert [m.label for m in capture.trace()] == ["GET /", "200 OK"]
+    with pytest.raises(RuntimeError, match="is not running"):
+        capture.stop()
+
+
 def test_an_empty_recording_has_a_capture_and_starts_no_thread() -> None:
     with record() as capture:
         assert capture.connections == ()

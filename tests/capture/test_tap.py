@@ -417,3 +417,24 @@ def test_a_forked_child_can_have_taps_of_its_own(
     client, server = joined
     client.sendall(b"the parent's still work")
     assert server.recv(100) == b"the parent's still work"
+
+
+@IPV4_ONLY
+def test_a_forked_child_does_not_keep_the_port_open(listen: Callable[[], Pair]) -> None:
+    pair = listen()
+    running = Tap(pair.front, [pair.target], {})
+    start(running)
+    leave, stay = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(leave, 1)
+        os._exit(0)
+    try:
+        stop(running, drain=0)
+        with pytest.raises(ConnectionRefusedError):
+            pair.connect(running.address)
+    finally:
+        os.write(stay, b"x")
+        os.waitpid(pid, 0)
+        os.close(leave)
+        os.close(stay)

@@ -360,6 +360,7 @@ class Recording:
 
     def stop(self) -> None:
         """End, as leaving ``with`` does."""
+        self._running()
         self._end()
         self._finish()
 

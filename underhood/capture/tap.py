@@ -137,10 +137,11 @@ class TapThread:
         RuntimeError
             If nobody holds the thread.
         """
-        loop = self._loop
-        if loop is None:
-            raise RuntimeError("the taps' thread does not run: nobody holds it")
-        return asyncio.run_coroutine_threadsafe(function(*arguments), loop).result(30)
+        with self._lock:
+            if self._loop is None:
+                raise RuntimeError("the taps' thread does not run: nobody holds it")
+            future = asyncio.run_coroutine_threadsafe(function(*arguments), self._loop)
+        return future.result(30)
 
     def barrier(self) -> None:
         """Wait until everything that has been forwarded so far has been told to the sinks too."""
@@ -149,7 +150,12 @@ class TapThread:
 
     def forget(self) -> None:
         """Start anew in a forked child, which has no copy of the thread."""
-        self.__init__()  # type: ignore[misc]
+        for holder in self._holders:
+            if isinstance(holder, Tap):
+                holder.abandon()
+        self._lock = threading.RLock()
+        self._holders = set()
+        self._loop = self._thread = None
 
 
 def _serve(loop: asyncio.SelectorEventLoop) -> None:
@@ -170,7 +176,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=THREAD.forget)
 
 # One buffer for all reads, since all of them happen on one thread and copy the data out at once.
-_BUFFER: Final = memoryview(bytearray(256 * 1024))
+# With its size, sender, tap and receiver work at the same time, and a chunk fits into one packet of
+# a capture file; larger ones were slower.
+_BUFFER: Final = memoryview(bytearray(60 * 1024))
 # How much is kept in memory before the sender is slowed down, in bytes.
 _HIGH_WATER: Final = 1024 * 1024
 # How long to wait for one answer; a host that is down gives none. On loopback, it comes at once.
@@ -330,6 +338,13 @@ class _Relay:
             elif not side.congested:
                 self.near.resume()
 
+    @property
+    def has_more_to_say(self) -> bool:
+        """Whether the target may have said something that has not been forwarded yet."""
+        if self.near.transport is None or self.far.transport is None:
+            return False
+        return not self.far.ended or self.near.transport.get_write_buffer_size() > 0
+
     def keep(self, data: bytes) -> None:
         """Keep what the client says before the target is reached."""
         self._early.append(data)
@@ -459,13 +474,14 @@ class Tap:
         self.patience = patience
         self.relays: set[_Relay] = set()
         self.shown_address: Address = ("", 0)
+        self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._until_gone = until_gone
         self._looking: asyncio.TimerHandle | None = None
 
     async def listen(self) -> None:
         """Start to listen; runs on the taps' thread (use :func:`start`)."""
-        sock = _listener(self.address)
+        self._socket = sock = _listener(self.address)
         loop = asyncio.get_running_loop()
         if isinstance(self.address, str):
             self.shown_address = _address_of(self.address)
@@ -477,16 +493,19 @@ class Tap:
     async def close(self, drain: float) -> None:
         """Stop; runs on the taps' thread (use :func:`stop`)."""
         self._stop_listening()
-        for relay in tuple(self.relays):
-            if relay.far.transport is None:
-                relay.close()
-        if self.relays:
-            await asyncio.wait([relay.done for relay in self.relays], timeout=drain)
+        give_up = time.monotonic() + drain
+        while any(relay.has_more_to_say for relay in self.relays) and time.monotonic() < give_up:
+            await asyncio.sleep(0.005)
         for reset in (False, True):  # first politely
             for relay in tuple(self.relays):
                 relay.close(reset=reset)
             if self.relays:
                 await asyncio.wait([relay.done for relay in self.relays], timeout=0.2)
+
+    def abandon(self) -> None:
+        """Leave the port to the parent; called in a forked child."""
+        if self._socket is not None:
+            self._socket.close()
 
     def detach(self, sink: Sink) -> None:
         """Tell this sink no more; runs on the taps' thread."""
