@@ -34,7 +34,7 @@ from jupyter_client.session import Session
 from nbclient import NotebookClient
 
 from underhood import Trace, load, record
-from underhood.capture.recording import Recording
+from underhood.capture.recording import FLUSH_S, Recording
 from underhood.capture.store import Capture
 from underhood.capture.tap import THREAD
 
@@ -461,15 +461,24 @@ with record() as capture:
 """
 
 
-def test_when_the_recording_process_is_killed_its_kernel_ends_and_no_port_listens(
-    eventually: Eventually,
-) -> None:
+def start_to_be_killed(script: str, folder: Path) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """Start a Python whose files stay in a folder; return it and the numbers that it prints."""
     process = subprocess.Popen(
-        [sys.executable, "-c", RECORDER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", script],
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert process.stdout is not None
-    pid, *ports = map(int, process.stdout.readline().split())
+    numbers = [int(word) for word in process.stdout.readline().split()]
     process.stdout.close()
+    return process, numbers
+
+
+def test_when_the_recording_process_is_killed_its_kernel_ends_and_no_port_listens(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    process, (pid, *ports) = start_to_be_killed(RECORDER, tmp_path)
     process.kill()
     process.wait()
     eventually(lambda: not psutil.pid_exists(pid))
@@ -490,15 +499,12 @@ time.sleep(600)
 """
 
 
-def test_a_child_that_is_killed_loses_at_most_a_tenth_of_a_second(eventually: Eventually) -> None:
+def test_a_child_that_is_killed_loses_at_most_a_tenth_of_a_second(
+    tmp_path: Path, eventually: Eventually
+) -> None:
     with record() as capture:
-        process = subprocess.Popen(
-            [sys.executable, "-c", CHILD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        assert process.stdout is not None
-        pid = int(process.stdout.readline())
-        process.stdout.close()
-        time.sleep(0.15)  # nobody asks the child for what it has; it writes by itself
+        process, (pid,) = start_to_be_killed(CHILD, tmp_path)
+        time.sleep(2 * FLUSH_S)  # nobody asks the child for what it has; it writes by itself
         process.kill()
         process.wait()
         eventually(lambda: not psutil.pid_exists(pid))
