@@ -25,6 +25,13 @@ PAGE = """<!doctype html>
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+# Not for the whole session: while Playwright's synchronous API is open, no other test may run an
+# event loop.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     executable = next(filter(None, map(shutil.which, names)), None)
