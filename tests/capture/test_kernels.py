@@ -36,7 +36,7 @@ from nbclient import NotebookClient
 from underhood import Trace, load, record
 from underhood.capture.recording import FLUSH_S, Recording
 from underhood.capture.store import Capture
-from underhood.capture.tap import THREAD
+from underhood.capture.tap import THREAD, Tap
 
 CHANNELS = {"shell", "iopub", "stdin", "control", "heartbeat"}
 Eventually = Callable[[Callable[[], object]], None]
@@ -587,6 +587,20 @@ def test_taps_follow_a_kernel_that_restarts_on_other_ports(tmp_path: Path) -> No
         again.stop_channels()
         assert not [port for port in before if listening(port)]
     assert len(capture.trace().types("execute_request")) == 1
+
+
+def test_a_kernel_that_restarts_after_the_recording_is_still_forwarded_and_not_recorded(
+    tmp_path: Path,
+) -> None:
+    with contextlib.ExitStack() as stack:
+        with record() as capture:
+            manager, client = stack.enter_context(kernel(tmp_path, "ipc"))
+        before = capture.connections
+        manager.restart_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        client.wait_for_ready(timeout=60)
+        assert run(client, "1")[-1] == ["ok", 1]
+        assert capture.connections == before
+        assert {len(tap.links) for tap in THREAD.holders if isinstance(tap, Tap)} == {0}
 
 
 def test_a_kernel_that_cannot_be_launched_leaves_no_tap(tmp_path: Path) -> None:

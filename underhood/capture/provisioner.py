@@ -56,10 +56,12 @@ class TapProvisioner(LocalProvisioner):
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Put the taps up, and the private connection file's path into the command."""
         kwargs = await super().pre_launch(**kwargs)
+        if self.parent is None:
+            return kwargs
         if self._takers is None:
-            key = self.parent.session.key if self.parent else b""
+            key = self.parent.session.key
             self._takers = recording.takers_for_kernel(str(self.kernel_id), key)
-        if not self._takers or self.parent is None:
+        if not self._takers:
             return kwargs
         client_file = os.path.realpath(self.parent.connection_file)
         obstacle = self._obstacle(client_file, kwargs["cmd"])
@@ -72,7 +74,7 @@ class TapProvisioner(LocalProvisioner):
             )
             return kwargs
         try:
-            self._put_up(client_file)
+            self._put_up(self._takers)
         except BaseException:
             self._take_down()
             raise
@@ -103,7 +105,7 @@ class TapProvisioner(LocalProvisioner):
             return f"it listens on {info['ip']}, and taps listen on loopback only"
         return ""
 
-    def _put_up(self, client_file: str) -> None:
+    def _put_up(self, takers: recording.Takers) -> None:
         """Start the taps, or keep those that are up if they still listen at the right places."""
         info: dict[str, Any] = dict(self.connection_info)
         transport, ip = info["transport"], info["ip"]
@@ -112,23 +114,24 @@ class TapProvisioner(LocalProvisioner):
         lost = any(isinstance(front, str) and not os.path.exists(front) for front in fronts)
         if self._taps and fronts == self._fronts and not lost:
             return
+        # Taps that move tell those that they told before; a recording may have ended since.
+        links = [old.links for old in self._taps] or [
+            {
+                taker: Link(client, "kernel", channel, str(self.kernel_id))
+                for taker, client in takers.items()
+            }
+            for channel in CHANNELS.values()
+        ]
         tap.stop(*self._taps)
         if self._places is None:
             # A folder of its own lets the file keep its name: tools read the kernel's id from it.
             self._folder = tempfile.mkdtemp(prefix="underhood-")
             self._places = self._kernel_places(transport, ip)
-        assert self._takers is not None
+        backs = [_endpoint(transport, self._places["ip"], self._places[port]) for port in CHANNELS]
         self._fronts = fronts
         self._taps = tuple(
-            tap.Tap(
-                front,
-                [_endpoint(transport, self._places["ip"], self._places[port])],
-                {
-                    taker: Link(client, "kernel", channel, str(self.kernel_id))
-                    for taker, client in self._takers.items()
-                },
-            )
-            for front, (port, channel) in zip(fronts, CHANNELS.items(), strict=True)
+            tap.Tap(front, [back], told)
+            for front, back, told in zip(fronts, backs, links, strict=True)
         )
         tap.start(*self._taps)
 
