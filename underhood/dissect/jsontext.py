@@ -125,7 +125,7 @@ def json_spans(data: bytes, base: int = 0, names: Names | None = None) -> tuple[
             top = stack[-1]
         else:
             value = json.loads(token.decode("utf-8", "replace"))
-            if first == 0x22 and top.name is None and isinstance(top.value, dict):
+            if first == 0x22 and isinstance(top.value, dict):
                 top = _Open(start, None, top.names, value)
                 top.children.append(Span(start, len(token), "name", value, "json.name"))
                 stack.append(top)
