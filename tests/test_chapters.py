@@ -139,8 +139,10 @@ def test_no_cell_wrote_a_warning_into_the_page(page):
 
 
 def test_every_picture_was_drawn_from_a_capture_of_that_page(page):
-    assert page.pictures, f"{page.name} has no picture"
-    for picture in page.pictures:
+    # A view of single spans or durations has no query; whoever calls it chose them.
+    drawn = [picture for picture in page.pictures if picture["data-query"] != "[]"]
+    assert drawn, f"{page.name} has no picture"
+    for picture in drawn:
         assert (page.captures / f"{picture['data-capture']}.pcapng").is_file(), picture[
             "data-capture"
         ]
