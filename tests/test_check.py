@@ -18,6 +18,7 @@ import papermill
 import psutil
 import pytest
 import sick_kernel
+from checkout import missing
 from jupyter_client.session import Session
 from live import (
     connect,
@@ -35,8 +36,7 @@ from nbclient import NotebookClient
 
 from underhood import Trace, load, record
 from underhood.check import RULES, Finding, check
-from underhood.stage import jupyter_server
-from underhood.stage.lab import jupyterlab
+from underhood.stage import MissingActor, jupyter_server, jupyterhub, jupyterlab
 
 
 @pytest.fixture
@@ -230,6 +230,14 @@ async def jupyterlab_in_chromium() -> None:
         await lab.save()
 
 
+async def jupyterhub_in_chromium() -> None:
+    async with jupyterhub(users=["alice"]) as hub:
+        alice = await hub.log_in("alice")
+        await alice.open("demo.ipynb")
+        await alice.type("6 * 7")
+        assert (await alice.run()).output == "42"
+
+
 HEALTHY: dict[Callable[..., Any], str] = {
     start_execute_shutdown: "shutdown_reply",
     restart: "shutdown_request",
@@ -252,6 +260,7 @@ HEALTHY: dict[Callable[..., Any], str] = {
     jupyter_server_v1: "101 Switching Protocols",
     jupyter_server_default: "101 Switching Protocols",
     jupyterlab_in_chromium: "comm_info_reply",
+    jupyterhub_in_chromium: "POST /hub/login",
 }
 """What is recorded, and a message that shows that it was."""
 
@@ -261,7 +270,10 @@ def test_a_healthy_conversation_breaks_no_rule(story: Callable[..., Any], tmp_pa
     with record(story.__name__) as recording:
         told = story(tmp_path) if story is papermill_run else story()
         if asyncio.iscoroutine(told):
-            asyncio.run(told)
+            try:
+                asyncio.run(told)
+            except MissingActor as actor:
+                missing(str(actor))
     trace = recording.trace()
     assert HEALTHY[story] in {m.label for m in trace}
     assert not trace.check(), "\n".join(f"{f.place}: {f}" for f in trace.check())
@@ -500,6 +512,24 @@ async def test_http_errors_are_named_with_what_was_asked() -> None:
         "GET /api/kernels got 403 Forbidden",
     ]
     assert not found
+
+
+@pytest.mark.anyio
+async def test_an_error_that_a_proxy_passes_on_is_named_once_where_it_arose() -> None:
+    try:
+        async with record() as recording, jupyterhub(users=["alice"], browser=False) as hub:
+            await hub.start_server("alice")
+            token = (await hub.request("POST", "/hub/api/users/alice/tokens", {})).json()["token"]
+            answer = await hub.request("GET", "/user/alice/api/kernels/nothing", token=token)
+            assert answer.status == 404
+    except MissingActor as actor:
+        missing(str(actor))
+    (error,) = by_rule(recording.trace())["HTTP error status"]
+    assert "GET /user/alice/api/kernels/nothing got 404" in error.sentence
+    assert error.message is not None
+    assert (error.message.sender, error.message.receiver) == ("alice's server", "proxy")
+    passed_on = [m for m in recording.trace() if m.label == "404 Not Found"]
+    assert len(passed_on) == 2
 
 
 @pytest.mark.anyio

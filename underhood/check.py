@@ -813,13 +813,23 @@ _NORMAL_CLOSE: Final = (None, 1000, 1001, 1005)
     "5xx: see the server's log.",
 )
 def _http_error(talk: Conversation) -> Iterator[tuple[Where, str]]:
+    failed: list[tuple[Message, Message]] = []
     for messages in talk.on.values():
         asked = iter([m for m in messages if is_http(m, CLIENT_TO_SERVER)])
         for m in messages:
             if is_http(m, SERVER_TO_CLIENT) and m.is_final:
                 request = next(asked, None)
-                if m.status >= 400:
-                    yield m, f"{request.label if request else 'a request'} got {m.label}"
+                if m.status >= 400 and request is not None:
+                    failed.append((request, m))
+    for request, response in failed:
+        # A proxy passes on what it was answered itself.
+        if not any(
+            inner.sender == response.sender
+            and (inner.label, answer.status) == (request.label, response.status)
+            and request.time_ns <= inner.time_ns <= answer.time_ns <= response.time_ns
+            for inner, answer in failed
+        ):
+            yield response, f"{request.label} got {response.label}"
 
 
 @_rule(
