@@ -259,6 +259,18 @@ def test_a_long_stream_stays_right(joined: Sockets, memory: Memory, eventually: 
     assert memory.told[0].stream(">") == heard
 
 
+@IPV4_ONLY
+def test_threads_take_turns_sooner_while_a_tap_runs_and_as_before_afterwards(
+    listen: Callable[[], Pair],
+) -> None:
+    before = sys.getswitchinterval()
+    running = Tap(("127.0.0.1", 0), [listen().target], {})
+    start(running)
+    assert sys.getswitchinterval() < 0.001
+    stop(running)
+    assert sys.getswitchinterval() == before
+
+
 @INTERNET
 def test_addresses_are_those_that_the_client_sees(joined: Sockets, memory: Memory) -> None:
     client, server = joined
@@ -425,16 +437,19 @@ def test_a_forked_child_does_not_keep_the_port_open(listen: Callable[[], Pair]) 
     running = Tap(pair.front, [pair.target], {})
     start(running)
     leave, stay = os.pipe()
+    told, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.write(tell, b"x")
         os.read(leave, 1)
         os._exit(0)
     try:
+        os.read(told, 1)  # what follows a fork in the child is done
         stop(running, drain=0)
         with pytest.raises(ConnectionRefusedError):
             pair.connect(running.address)
     finally:
         os.write(stay, b"x")
         os.waitpid(pid, 0)
-        os.close(leave)
-        os.close(stay)
+        for end in (leave, stay, told, tell):
+            os.close(end)
