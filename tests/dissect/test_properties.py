@@ -20,6 +20,7 @@ from jupyter_server.services.kernels.connection.base import (
 )
 from tiling import examine, flat, holes
 from wire import (
+    DELIMITER,
     chunked,
     command,
     frame,
@@ -63,7 +64,8 @@ MESSAGES = st.one_of(
         ),
         TYPES,
         CONTENTS,
-        st.lists(SMALL, max_size=2),
+        # An identity that looks like the delimiter would be one.
+        st.lists(SMALL.filter(lambda identity: identity != DELIMITER), max_size=2),
         st.lists(SMALL, max_size=2),
     ),
     st.builds(lambda body: frame(body, long=True), SMALL),
