@@ -88,6 +88,7 @@ def execute(chapter: Path) -> None:
         document,
         timeout=300,
         kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(chapter.parent)}},
     ).execute()
 

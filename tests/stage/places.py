@@ -102,4 +102,6 @@ def timed(actor: str) -> Iterator[None]:
     yield
     taken = time.perf_counter() - started
     TIMES.setdefault(actor, []).append(taken)
-    assert taken < 4 * LIMITS[actor]
+    # Others may be using the processors, too.
+    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert taken < 4 * LIMITS[actor] * crowd
