@@ -24,8 +24,8 @@ environment = command -v "$(PYTHON)" >/dev/null || { \
 	echo "No $(PYTHON) was found. Install Python 3.11 or newer, or say where it is: make PYTHON=/path/to/python3.12 $@" >&2; \
 	exit 1; }; "$(PYTHON)" .ci/environment.py
 
-# The keeper ends with make: whatever was started ends then, too.
-keep = exec "$(BIN)/python" book/_ext/keeper.py $$PPID
+# The keeper ends with make: whatever was started ends then, too. Node.js may be in .venv.
+keep = PATH="$$PWD/$(BIN):$$PATH" exec "$(BIN)/python" book/_ext/keeper.py $$PPID
 build = $(keep) "$(BIN)/jupyter-book" build . -W -n --keep-going
 
 book:

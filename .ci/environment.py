@@ -3,11 +3,11 @@
 Usage: ``python3 .ci/environment.py book``, or ``test``, or ``pins``.
 
 ``book``
-    Creates ``.venv``, installs ``requirements.txt`` into it, and sees to a Chromium, in which
-    chapters open JupyterLab.
+    Creates ``.venv``, installs ``requirements.txt`` into it, and sees to what puts chapters on
+    the stage: a Chromium, in which they open JupyterLab, and Node.js with the packages of
+    ``package-lock.json``, among them JupyterHub's proxy.
 ``test``
-    Does that, and sees to what only the tests need: Node.js with the packages of
-    ``package-lock.json``, and tshark.
+    Does that, and sees to tshark.
     What cannot be had is said. Chapters then replay a recording, and tests are skipped, unless
     ``UNDERHOOD_REQUIRE_LIVE`` is set: then both fail.
 ``pins``
@@ -228,6 +228,12 @@ def set_up_chromium() -> None:
         )
 
 
+WITHOUT_NODE = (
+    "The npm packages could not be installed: chapters that need JupyterHub's proxy replay a\n"
+    "recording, and the accessibility audit is skipped. Install Node.js 18 or newer, and try again."
+)
+
+
 def node_is_suitable() -> bool:
     """Tell whether the system's Node.js is new enough and has npm."""
     if not (shutil.which("node") and shutil.which("npm")):
@@ -238,14 +244,16 @@ def node_is_suitable() -> bool:
 
 def set_up_node() -> None:
     """See to it that ``node_modules`` holds what ``package-lock.json`` says."""
-    stamp = ROOT / "node_modules" / "set-up"
-    value = digest(ROOT / "package-lock.json")
+    lock, stamp = ROOT / "package-lock.json", ROOT / "node_modules" / "set-up"
+    if not lock.exists():
+        return
+    value = digest(lock)
     if is_fresh(stamp, value):
         return
     if not node_is_suitable() and not (BIN / "node").exists():
         say("Installing Node.js into .venv …")
         if not pip_install(NODE_WHEEL):
-            say("No Node.js: the accessibility audit will be skipped.")
+            say(WITHOUT_NODE)
             return
     say("Installing package-lock.json into node_modules …")
     npm = str(BIN / "npm") if (BIN / "npm").exists() else str(shutil.which("npm"))
@@ -253,7 +261,7 @@ def set_up_node() -> None:
     if run(npm, "ci", "--loglevel=error", show=True, variables=path):
         stamp.write_text(value)
     else:
-        say("The npm packages could not be installed: the accessibility audit will be skipped.")
+        say(WITHOUT_NODE)
 
 
 def set_up_tshark() -> None:
@@ -264,7 +272,7 @@ def set_up_tshark() -> None:
 
 
 STEPS = {
-    "book": (set_up_python, set_up_chromium),
+    "book": (set_up_python, set_up_chromium, set_up_node),
     "test": (set_up_python, set_up_chromium, set_up_node, set_up_tshark),
     "pins": (set_up_python, write_pins),
 }
