@@ -201,6 +201,24 @@ async def test_a_cell_that_takes_too_long_is_given_up_and_can_be_interrupted() -
 
 
 @pytest.mark.usefixtures("chromium_is_here")
+async def test_a_cell_that_gets_the_same_number_again_is_waited_for_too() -> None:
+    async with jupyterlab() as lab:
+        await lab.open("demo.ipynb", cells=["import os; os.getpid()"])
+        first = await lab.run()
+        await lab.page.evaluate(
+            "() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()"
+        )
+        await lab.ready()
+        await lab.press("Escape")
+        await lab.press("ArrowUp")
+        again = await lab.run()
+        assert await lab.page.locator(".jp-InputPrompt").first.inner_text() == "[1]:"
+    assert again.output.isdigit()
+    assert again.output != first.output
+    assert again.pressed_ns > first.finished_ns
+
+
+@pytest.mark.usefixtures("chromium_is_here")
 async def test_a_kernel_that_dies_is_reported_in_the_pages_own_words() -> None:
     async with jupyterlab() as lab:
         await lab.open("demo.ipynb")

@@ -156,9 +156,7 @@ class Hub:
         await lab.page.fill("#username_input", user)
         await lab.page.fill("#password_input", self.password)
         await lab.page.click("#login_submit")
-        await lab.page.wait_for_function(
-            "() => window.jupyterapp?.restored.then(() => true)", timeout=90_000
-        )
+        await lab.page.wait_for_function("() => window.jupyterapp?.restored.then(() => true)")
         lab.loaded = True
         return lab
 

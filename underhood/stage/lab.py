@@ -45,6 +45,9 @@ VIEWPORT: Final = (1280, 720)
 
 _DOORS: Final[Mapping[Kind, str]] = {"JupyterLab": "/lab/tree/", "Notebook": "/notebooks/"}
 
+_PATIENCE_S: Final = 90.0
+"""How long a page may take to load and to get ready, in seconds."""
+
 _IN_FRONT: Final = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook"
 
 # The front end's own word on whether the kernel answers: `isReady` and a status of the kernel
@@ -62,34 +65,35 @@ _READY: Final = """
 }
 """
 
+# Notes, from before the key is pressed, when the active cell got it, showed its first new output
+# and had that drawn, and when its prompt went from the old number over the star to the new one:
+# the front end sets that when reply *and* idle have come.
 _WATCH: Final = """
 () => {
     const cell = window.jupyterapp.shell.currentWidget.content.activeCell;
     const prompt = () => cell.node.querySelector('.jp-InputPrompt')?.textContent ?? '';
     const outputs = () => [...cell.node.querySelectorAll('.jp-OutputArea-output')];
-    const seen = { cell, pressed: 0, shown: 0, painted: 0, finished: 0, outputs };
-    const old = new Set(outputs());
-    let started = false;
-    window.underhood = seen;
-    document.addEventListener('keydown', event => {
-        if (event.key === 'Enter' && event.shiftKey) { seen.pressed ||= event.timeStamp; }
-    }, { capture: true });
-    const look = () => {
+    const seen = { pressed: 0, shown: 0, painted: 0, finished: 0, outputs };
+    const before = { prompt: prompt(), outputs: new Set(outputs()) };
+    let running = false;
+    const press = event => { seen.pressed ||= event.timeStamp; };
+    const watcher = new MutationObserver(() => {
         const now = performance.now();
-        const counted = /\\d/.test(prompt());
-        started ||= !counted || seen.pressed > 0;
-        if (!seen.shown && outputs().some(node => !old.has(node))) {
+        running ||= prompt() !== before.prompt;
+        if (!seen.shown && outputs().some(node => !before.outputs.has(node))) {
             seen.shown = now;
             requestAnimationFrame(() => setTimeout(() => { seen.painted = performance.now(); }));
         }
-        if (started && counted && seen.pressed && !seen.finished && prompt() !== seen.prompt) {
-            seen.finished = now;
-        }
+        if (running && !seen.finished && /\\d/.test(prompt())) { seen.finished = now; }
+    });
+    document.addEventListener('keydown', press, { capture: true });
+    watcher.observe(cell.node, { subtree: true, childList: true, characterData: true });
+    seen.stop = () => {
+        document.removeEventListener('keydown', press, { capture: true });
+        watcher.disconnect();
     };
-    seen.prompt = prompt();
-    new MutationObserver(look).observe(
-        cell.node, { subtree: true, childList: true, characterData: true }
-    );
+    window.underhood?.stop();
+    window.underhood = seen;
     return cell.model.type;
 }
 """
@@ -97,15 +101,14 @@ _WATCH: Final = """
 _RAN: Final = """
 () => {
     const seen = window.underhood;
-    const drawn = !seen.shown || seen.painted;
-    return seen.finished && drawn;
+    return seen.finished && (!seen.shown || seen.painted);
 }
 """
 
 _SEEN: Final = """
 () => {
     const { pressed, shown, painted, finished, outputs } = window.underhood;
-    return { pressed, shown, painted, finished, output: outputs().map(n => n.innerText) };
+    return { pressed, shown, painted, finished, output: outputs().map(node => node.innerText) };
 }
 """
 
@@ -239,12 +242,12 @@ class FrontEnd:
 
     async def ready(self) -> None:
         """Wait until the kernel of the notebook in front answers and is idle."""
-        await self._wait(_READY, 60.0, "the notebook's kernel does not answer")
+        await self._wait(_READY, _PATIENCE_S, "the notebook's kernel does not answer")
 
     async def type(self, source: str) -> None:
         """Type into the cell that is active, key by key (several lines: at one blow)."""
         await self.page.locator(f"{_IN_FRONT} .jp-Cell.jp-mod-active .cm-content").click()
-        await self.page.keyboard.press("Control+End")
+        await self.page.keyboard.press("ControlOrMeta+End")
         if "\n" in source:  # the editor would indent each new line once more
             await self.page.keyboard.insert_text(source)
         else:
@@ -411,6 +414,7 @@ async def in_page(
     context = await browser.new_context(viewport={"width": width, "height": height})
     try:
         page = await context.new_page()
+        page.set_default_timeout(_PATIENCE_S * 1e3)
         network = NetworkTab()
         clock = await network.watch(page)
         yield FrontEnd(kind, page, network, clock, base, token, notebooks)
