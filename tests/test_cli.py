@@ -355,6 +355,31 @@ def test_run_keeps_the_capture_of_a_kernel_that_dies(tmp_path: Path) -> None:
     assert len(load(tmp_path / "dies.pcapng").trace().types("execute_request")) == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_can_be_interrupted_and_keeps_what_was_said(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    file = notebook(
+        tmp_path / "long.ipynb", f"open({str(ready)!r}, 'w'); import time; time.sleep(100)", "2"
+    )
+    process = subprocess.Popen(
+        [BIN / "underhood", "run", file, "--allow-errors"], cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    eventually(ready.exists, 60)
+    process.send_signal(number)
+    told, remarks = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; what was captured is kept" in remarks
+    assert "nothing wrong" in told
+    trace = load(tmp_path / "long.pcapng").trace()
+    (error,) = trace.types("error")
+    assert error.detail == "KeyboardInterrupt"
+    assert len(trace.types("execute_request")) == 1
+    assert len(trace.types("shutdown_request")) == 1
+
+
 def test_run_reads_text_notebooks(tmp_path: Path) -> None:
     (tmp_path / "chapter.md").write_text(
         "---\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n# A chapter\n\n"

@@ -27,7 +27,7 @@ from fnmatch import fnmatchcase
 from html import escape
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -456,7 +456,8 @@ def _page(
     drawn = trace[:MOST_DRAWN]
     if len(drawn) < len(trace):
         parts.append(f"<p>The first {len(drawn)} of {len(trace)} are drawn.</p>")
-    parts.append(drawn.sequence_diagram().html if len(drawn) else "<p>There are none.</p>")
+    drawing = drawn.sequence_diagram(title=f"Who said what: {title}").html if len(drawn) else ""
+    parts.append(drawing or "<p>There are none.</p>")
     parts.append("</main>\n</body>\n</html>\n")
     return "\n".join(parts)
 
@@ -482,11 +483,11 @@ class _Cell:
         first = next((line for line in self.source.splitlines() if line.strip()), "")
         return (
             str(self.number), plain(first)[:60], str(self.messages), str(self.octets),
-            in_words(self.taken_ns), "failed" if self.failed else "",
+            in_words(self.taken_ns), "failed" if self.failed else "ok",
         )  # fmt: skip
 
 
-_CELL_HEADINGS: Final = ("cell", "first line", "messages", "bytes", "time", "")
+_CELL_HEADINGS: Final = ("cell", "first line", "messages", "bytes", "time", "result")
 
 
 def _read_notebook(path: Path) -> Any:
@@ -554,7 +555,7 @@ def _run(args: argparse.Namespace) -> int:
             **({"kernel_name": args.kernel} if args.kernel else {}),
         )
         try:
-            client.execute(stderr=log)
+            _execute(client, log)
         except NoSuchKernel as error:
             raise Trouble(
                 f"no kernel is called {error.name!r}: `jupyter kernelspec list` shows those "
@@ -584,6 +585,40 @@ def _run(args: argparse.Namespace) -> int:
     if code == OK and any(cell.failed for cell in cells) and not args.allow_errors:
         code = FOUND
     return code
+
+
+def _execute(client: Any, log: IO[bytes]) -> None:
+    """Execute a notebook.
+
+    In a thread, because nbclient would take Ctrl+C for itself, and lose its kernel halfway. Here
+    it interrupts the cell, as a front end does, and ends the kernel only if that does not help.
+    """
+    failed: list[BaseException] = []
+
+    def execute() -> None:
+        try:
+            client.execute(stderr=log)
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            ended.set()
+
+    # Not join(): interrupted, it takes the thread for ended (python/cpython#90882).
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=execute, name="notebook", daemon=True).start()
+    try:
+        ended.wait()
+    except KeyboardInterrupt:
+        client.allow_errors = False
+        for number in (signal.SIGINT, signal.SIGKILL):
+            if pid := getattr(getattr(client.km, "provisioner", None), "pid", None):
+                os.kill(pid, number)
+            if ended.wait(5):
+                break
+        raise
+    if failed:
+        raise failed[0]
 
 
 def _cell(trace: Trace, number: int, cell: Any, msg_id: str) -> _Cell:
