@@ -299,7 +299,7 @@ def test_without_styles_list_and_table_remain(open_page: Open) -> None:
     html = re.sub(r"</?(svg|g|path|rect|text|tspan|desc|title)\b[^>]*>", "", html)
     page = open_page(html)
     expect(page.locator(".uh-stage")).to_be_hidden()
-    expect(page.get_by_text("The drawing needs its style sheet")).to_be_visible()
+    expect(page.get_by_text("The drawing is not shown")).to_be_visible()
     page.get_by_text("As a table").click()
     expect(page.get_by_role("row")).to_have_count(15)
 

@@ -108,7 +108,7 @@ async def test_a_notebook_that_is_not_trusted_shows_the_messages(saved: Path) ->
             output_area = lab.page.locator(".jp-OutputArea-output").first
             await output_area.wait_for()
             assert await output_area.locator("svg").count() == 0
-            assert "The drawing needs its style sheet" in await output_area.inner_text()
+            assert "The drawing is not shown" in await output_area.inner_text()
             stage = output_area.locator(".uh-stage")
             assert "Sequence diagram of 7 messages" in str(await stage.text_content())
             assert not await stage.is_visible()

@@ -8,6 +8,8 @@ import pytest
 from conversations import invented
 from playwright.sync_api import Browser, Page
 
+from underhood.draw.page import style_sheet
+
 FAULTS = Path(__file__).with_name("overlaps.js").read_text(encoding="utf-8")
 
 LOOKS = (
@@ -38,12 +40,10 @@ def test_no_two_labels_overlap_and_none_is_cut_off(page: Page, start: int) -> No
             lost=[trace[-1].number],
             **look,
         )
-        sheet = picture.html[picture.html.index("<style>") : picture.html.index("</style>")]
         name = f"{trace.capture.name} {look}"
-        figures.append(
-            f'{sheet}</style><figure class="underhood" data-capture="{name}">{picture.svg}'
-        )
-    page.set_content("<!doctype html><html><body>" + "</figure>".join(figures))
+        figures.append(f'<figure class="underhood" data-capture="{name}">{picture.svg}')
+    sheet = f"<style>{style_sheet()}</style>"
+    page.set_content(f"<!doctype html><html><body>{sheet}{'</figure>'.join(figures)}")
     assert page.locator("svg[role=group]").count() >= 15
     # The reader's font may be narrow or wide; DejaVu is as wide as they come.
     assert page.evaluate(FAULTS, 0.5) == []

@@ -128,7 +128,7 @@ def test_every_style_stays_inside_the_picture() -> None:
 
 def test_the_drawing_is_hidden_where_its_style_sheet_is_taken_out() -> None:
     html = relayed().sequence_diagram().html
-    assert '<div class="uh-stage" hidden=""' in html
+    assert '<div class="uh-stage" hidden="hidden"' in html
     assert ".underhood .uh-stage[hidden] { display: block !important }" in style_sheet()
     assert html.count('class="uh-plain"') == 1
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _OPENED: Final = 250  # messages that a page carries whole; more are a table only
 _LONG: Final = 3000  # characters of one part of a message that the list shows
 
+# An empty value would not survive JupyterLab's sanitizer.
+_UNSTYLED: Final = 'hidden="hidden"'
 _SCROLLS: Final = 'role="group" tabindex="0"'
 
 _taken: Counter[str] = Counter()  # ids that this process has given out, by their stem
@@ -159,9 +161,10 @@ class Picture:
         if drawn:
             parts += [
                 self._key() if self._lists else "",
-                f'<div class="uh-body"><div class="uh-stage" hidden=""{stops}>{drawn}</div></div>',
-                '<p class="uh-plain">The drawing needs its style sheet, which is shown where this '
-                "notebook is trusted. Here are its messages.</p>",
+                f'<div class="uh-body"><div class="uh-stage" {_UNSTYLED}{stops}>',
+                f"{drawn}</div></div>",
+                '<p class="uh-plain">The drawing is not shown, because its style sheet was taken '
+                "out; where you trust this notebook, it stays. Here are the messages.</p>",
             ]
         parts.append(self._body)
         if self.caption:
@@ -210,7 +213,7 @@ class Picture:
             if name in used
         ]
         items += [f"<li>{fates[fate]}</li>" for fate in sorted({*self._fates.values()})]
-        return f'<ul class="uh-key" aria-label="Channels">{"".join(items)}</ul>'
+        return f'<ul class="uh-key" {_UNSTYLED} aria-label="Channels">{"".join(items)}</ul>'
 
 
 def _details(message: Message, own_id: str, clock: Clock, fate: str) -> str:

@@ -18,13 +18,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, Literal, TypeAlias
+from html import escape
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 from unicodedata import combining, east_asian_width
-from xml.sax.saxutils import escape, quoteattr
 
-from matplotlib import rc_context
 from matplotlib.artist import Artist
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import LoadFlags
 from matplotlib.path import Path as MatplotlibPath
@@ -32,14 +31,16 @@ from matplotlib.transforms import Affine2D
 
 from underhood.draw.palette import CHANNELS, PARTS, TYPES, Theme, colour, marks
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Point: TypeAlias = tuple[float, float]
 Anchor: TypeAlias = Literal["start", "middle", "end"]
 
 # ---- the marks
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """Straight strokes: one polyline per item of ``strokes``; closed ones make a shape."""
 
     part: str
@@ -48,8 +49,7 @@ class Line:
     closed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """A rectangle with corners rounded by ``r``; a circle when it is all corner."""
 
     part: str
@@ -61,8 +61,7 @@ class Box:
     tint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(NamedTuple):
     """A line of text; ``more`` follows on the same line, set in the type ``more_style``."""
 
     style: str
@@ -75,23 +74,20 @@ class Text:
     more_style: str = "detail"
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(NamedTuple):
     """Begin an element around the marks that follow (SVG only)."""
 
     tag: str
     attributes: str
 
 
-@dataclass(frozen=True, slots=True)
-class Title:
+class Title(NamedTuple):
     """What the element around it is, in words (SVG only)."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(NamedTuple):
     """End the element that the matching :class:`Open` began."""
 
     tag: str
@@ -189,12 +185,6 @@ def _fitting(text: str, style: str, width: float) -> int:
 
 # ---- drawing
 
-_SVG: Final[Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "underhood",
-    "svg.id": None,
-    "path.simplify": False,
-}
 _NO_METADATA: Final = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _PLACE: Final = "underhood-scene"
 _EMPTY_GROUP: Final = re.compile(rf'<g id="{_PLACE}"\s*/>|<g id="{_PLACE}">\s*</g>')
@@ -209,7 +199,8 @@ class SceneArtist(Artist):
 
     def draw(self, renderer: Any) -> None:
         """Draw the marks; on the SVG back end, leave a place for them."""
-        if hasattr(renderer, "writer"):
+        is_svg: bool = isinstance(renderer, RendererSVG)
+        if is_svg:
             # XML through the renderer costs more than everything else together.
             renderer.open_group(_PLACE, gid=_PLACE)
             renderer.close_group(_PLACE)
@@ -298,6 +289,9 @@ def _outline(mark: Line | Box) -> MatplotlibPath:
 
 def figure(scene: Scene, theme: Theme = "light", *, ground: bool = False) -> Figure:
     """Return a matplotlib figure that shows the scene, one point to the CSS pixel."""
+    # Here, because importing it takes longer than drawing a hundred messages, and SVG needs none.
+    from matplotlib.figure import Figure
+
     made = Figure(figsize=(scene.width / 72, scene.height / 72), dpi=72)
     made.patch.set_visible(ground)
     made.patch.set_facecolor(colour("paper", theme))
@@ -314,20 +308,21 @@ def svg(scene: Scene, *, title: str, description: str) -> str:
         What a screen reader says.
     """
     buffer = io.StringIO()
-    with rc_context(_SVG):
-        figure(scene).savefig(buffer, format="svg", metadata=_NO_METADATA)
+    svg_renderer: Any = RendererSVG
+    renderer = svg_renderer(scene.width, scene.height, buffer, metadata=_NO_METADATA)
+    SceneArtist(scene).draw(renderer)
+    renderer.finalize()
     drawn = buffer.getvalue()
     # Matplotlib's own <style> would reach the whole page, and points are not pixels in one.
-    inside = drawn[drawn.index(">", drawn.index("<svg")) + 1 :]
-    inside = re.sub(r"\s*<(defs|metadata)>.*?</\1>", "", inside, flags=re.DOTALL)
-    body = "".join(_elements(scene.marks))
-    inside = _EMPTY_GROUP.sub(lambda _: body, inside, count=1)
-    inside = re.sub(r'<g id="figure_1">\s*(.*)</g>\s*</svg>', r"\1</svg>", inside, flags=re.DOTALL)
+    shell = drawn[drawn.index(">", drawn.index("<svg")) + 1 :]
+    shell = re.sub(r"\s*<(defs|metadata)>.*?</\1>", "", shell, flags=re.DOTALL)
+    inside = _EMPTY_GROUP.sub(lambda _: "".join(_elements(scene.marks)), shell, count=1)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_n(scene.width)}" '
         f'height="{_n(scene.height)}" viewBox="0 0 {_n(scene.width)} {_n(scene.height)}" '
         'role="group">'
-        f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{inside.strip()}"
+        f"<title>{escape(title, False)}</title><desc>{escape(description, False)}</desc>"
+        f"{inside.strip()}"
     )
 
 
@@ -357,13 +352,13 @@ def _elements(found: Iterable[Mark]) -> Iterable[str]:
         if isinstance(mark, Text):
             anchor = "" if mark.anchor == "start" else f" u-{mark.anchor}"
             more = (
-                f'<tspan class="u-{mark.more_style}">{escape(mark.more)}</tspan>'
+                f'<tspan class="u-{mark.more_style}">{escape(mark.more, False)}</tspan>'
                 if mark.more
                 else ""
             )
             yield (
                 f'<text class="u-{mark.style}{anchor}" x="{_n(mark.x)}" y="{_n(mark.y)}">'
-                f"{escape(mark.text)}{more}</text>"
+                f"{escape(mark.text, False)}{more}</text>"
             )
         elif isinstance(mark, Line):
             yield f'<path class="u-{mark.part}" d="{_path_data(mark)}"/>'
@@ -374,7 +369,7 @@ def _elements(found: Iterable[Mark]) -> Iterable[str]:
                 f'width="{_n(mark.width)}" height="{_n(mark.height)}"{r}/>'
             )
         elif isinstance(mark, Title):
-            yield f"<title>{escape(mark.text)}</title>"
+            yield f"<title>{escape(mark.text, False)}</title>"
         elif isinstance(mark, Open):
             yield f"<{mark.tag}{mark.attributes}>"
         else:
@@ -403,7 +398,7 @@ def _path_data(mark: Line) -> str:
 def attributes(**values: str | int | None) -> str:
     """Write attributes of an element, each with a space before it; ``_`` stands for ``-``."""
     return "".join(
-        f" {name.rstrip('_').replace('_', '-')}={quoteattr(str(value))}"
+        f' {name.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
         for name, value in values.items()
         if value is not None
     )

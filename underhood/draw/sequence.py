@@ -85,6 +85,7 @@ class _Row:
     counted: bool = False  # whether the label says how many they are
     text: str = ""
     group: int = -1  # which band lies behind it
+    said: tuple[str, str] = ("", "")
     lines: tuple[str, ...] = ()
     more: str = ""  # follows the last line, in the type of a detail
     below: int = 0  # how many of the lines, at the end, are detail
@@ -96,9 +97,12 @@ class _Row:
 
     def label(self) -> tuple[str, str]:
         """Return what the arrow says: its label, and the detail that follows it."""
-        count = f" ×{len(self.folded) + 1}" if self.counted else ""
-        detail = f": {plain(self.message.detail)}" if self.message.detail else ""
-        return plain(self.message.label) or "message", detail + count
+        if not self.said[0]:
+            detail = plain(self.message.detail)
+            count = f" ×{len(self.folded) + 1}" if self.counted else ""
+            said = plain(self.message.label) or "message"
+            self.said = said, (f": {detail}" if detail else "") + count
+        return self.said
 
 
 @dataclass(slots=True)
