@@ -69,13 +69,23 @@ SCENES: Final[Mapping[str, Callable[[], Awaitable[None]]]] = {
     scene.__name__: scene for scene in (lab, classic, hub)
 }
 
-_ON_STAGE: Final = re.compile(r"^\s*async with .*\b(jupyterlab|notebook|jupyterhub)\(", re.M)
+_BLOCK: Final = re.compile(r"^\s*async with .*?:\n", re.MULTILINE | re.DOTALL)
+_ON_STAGE: Final = re.compile(r"\b(jupyterlab|notebook|jupyterhub|web_page)\(")
+_NAME: Final = re.compile(r"\brecord\(\s*\"([^\"]+)\"")
+
+
+def scenes_of(chapter: Path) -> list[str]:
+    """Return the names of the recordings in which a chapter needs a browser or a hub.
+
+    One that has no name is empty: it cannot be replayed.
+    """
+    blocks = [block for block in _BLOCK.findall(chapter.read_text()) if _ON_STAGE.search(block)]
+    return [named[1] if (named := _NAME.search(block)) else "" for block in blocks]
 
 
 def chapters() -> list[Path]:
     """Return the chapters that need a browser or a hub."""
-    pages = sorted(path for path in BOOK.rglob("*.md") if "_build" not in path.parts)
-    return [page for page in pages if _ON_STAGE.search(page.read_text())]
+    return [page for page in sorted(BOOK.rglob("*.md")) if scenes_of(page)]
 
 
 def execute(chapter: Path) -> None:

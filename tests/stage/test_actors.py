@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -20,9 +22,18 @@ from places import Place, repeatedly, timed
 
 from underhood import record
 from underhood.capture.store import Capture
-from underhood.stage import StartError, jupyter_server, jupyterhub, jupyterlab, notebook
+from underhood.stage import (
+    Home,
+    StartError,
+    jupyter_server,
+    jupyterhub,
+    jupyterlab,
+    notebook,
+    web_page,
+)
 from underhood.stage.lab import FrontEnd
-from underhood.stage.server import EXTENSIONS
+from underhood.stage.processes import free_ports
+from underhood.stage.server import EXTENSIONS, request
 
 pytestmark = pytest.mark.anyio
 
@@ -284,6 +295,48 @@ async def test_two_front_ends_share_a_server_and_are_told_apart() -> None:
             assert (await front_end.run()).output == "42"
     trace = capture.trace()
     assert {"Lab", "Notebook", "server", "kernel", "kernel 2"} == set(trace.parties)
+
+
+@pytest.mark.usefixtures("chromium_is_here")
+async def test_a_front_end_runs_another_kernel(tmp_path: Path) -> None:
+    command = ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": command, "display_name": "Another", "language": "python"}
+    (tmp_path / "kernel.json").write_text(json.dumps(spec))
+    async with jupyterlab(kernels={"another": tmp_path}) as lab:
+        await lab.open("demo.ipynb", cells=["6 * 7"], kernel="another")
+        assert (await lab.run()).output == "42"
+        shown = await lab.read(".jp-Toolbar-kernelName")
+    assert shown == "Another"
+
+
+PAGE = """<!doctype html><title>Own page</title>
+<input id=who><button onclick="hello.textContent = 'Hello, ' + who.value">Greet</button>
+<p id=hello></p>"""
+
+
+@pytest.mark.usefixtures("chromium_is_here")
+async def test_any_page_can_be_visited(tmp_path: Path) -> None:
+    (tmp_path / "own.html").write_text(PAGE)
+    async with Home() as home:
+        (port,) = free_ports(1)
+        served = [home.python, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
+        child = await home.start(served, name="own server", folder=tmp_path)
+
+        async def ready() -> bool:
+            with contextlib.suppress(OSError):
+                return (await request("HEAD", f"http://127.0.0.1:{port}/own.html")).status == 200
+            return False
+
+        await child.until(ready)
+        url = f"http://127.0.0.1:{port}"
+        async with record() as capture, web_page(url, server="own server") as page:
+            await page.go("/own.html")
+            await page.fill("#who", "Ada")
+            await page.click("button")
+            assert await page.read("#hello", containing="Ada") == "Hello, Ada"
+            assert "Own page" in (await page.screenshot()).alternative
+    assert capture.trace().parties == ("browser", "own server")
+    assert capture.trace().types("GET /own.html")
 
 
 # ---------------------------------------------------------------------- hub

@@ -11,23 +11,31 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import html
 import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 from underhood.capture.store import Direction
 from underhood.capture.tap import CLOCK_OFFSET
-from underhood.stage.processes import Home
-from underhood.stage.replay import MissingActor
+from underhood.stage.processes import HOST, Home
+from underhood.stage.replay import MissingActor, on_stage
+from underhood.stage.server import Taps
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
 
 _NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+VIEWPORT: Final = (1280, 720)
+"""Width and height of a page, in CSS pixels."""
+
+PATIENCE_S: Final = 90.0
+"""How long a page may take to load and to get ready, in seconds."""
 
 _FLAGS: Final = (
     # Nothing of its own on the network, nothing to ask the user …
@@ -249,6 +257,156 @@ class Clock:
     def ns(self, seconds: float) -> int:
         """Return Chromium's ``seconds`` as nanoseconds on the taps' clock."""
         return int(seconds * 1e9) + self.offset_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Screenshot:
+    """What the page looked like; a rich output in a notebook.
+
+    Parameters
+    ----------
+    png
+        The picture.
+    alternative
+        The same in words.
+    """
+
+    png: bytes
+    alternative: str
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture to a PNG file."""
+        path = Path(path)
+        path.write_bytes(self.png)
+        return path
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        source = base64.b64encode(self.png).decode()
+        width, height = (int.from_bytes(self.png[i : i + 4]) for i in (16, 20))  # in its IHDR
+        return {
+            "text/html": (
+                f'<img class="underhood-screenshot" width="{width}" height="{height}" '
+                f'style="max-width: 100%; height: auto" alt="{html.escape(self.alternative)}" '
+                f'src="data:image/png;base64,{source}">'
+            ),
+            "text/plain": self.alternative,
+        }
+
+
+class WebPage:
+    """A page in a browser.
+
+    Attributes
+    ----------
+    base : str
+        The URL of its server as the browser sees it, without a slash at its end.
+    page : playwright.async_api.Page
+        The page, for whatever else a reader would do with it.
+    network : NetworkTab
+        What the browser saw of its requests and frames.
+    """
+
+    TOLD: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, page: Page, network: NetworkTab, clock: Clock, base: str) -> None:
+        self.base, self.page, self.network, self._clock = base, page, network, clock
+
+    def __repr__(self) -> str:
+        return f"<WebPage at {self.base}>"
+
+    async def go(self, path: str = "/") -> None:
+        """Go to a path on the server, and wait until the page has loaded."""
+        await self.page.goto(self.base + path)
+
+    async def click(self, where: str) -> None:
+        """Click on the first element that a CSS selector matches."""
+        await self.page.locator(where).first.click()
+
+    async def fill(self, where: str, text: str) -> None:
+        """Put text into the first field that a CSS selector matches."""
+        await self.page.locator(where).first.fill(text)
+
+    async def press(self, keys: str) -> None:
+        """Press keys, as in ``"Control+s"`` or ``"Tab"``."""
+        await self.page.keyboard.press(keys)
+
+    async def read(self, where: str, containing: str = "") -> str:
+        """Wait for an element, and return its text.
+
+        Parameters
+        ----------
+        where
+            A CSS selector; the first element that matches counts.
+        containing
+            A text that it has to contain.
+        """
+        found = self.page.locator(where, has_text=containing or None).first
+        await found.wait_for()
+        return await found.inner_text()
+
+    async def screenshot(self) -> Screenshot:
+        """Return a picture of the page."""
+        png = await self.page.screenshot(animations="disabled")
+        return Screenshot(png, await self._described())
+
+    async def _described(self) -> str:
+        title, text = await self.page.title(), await self.page.locator("body").inner_text()
+        return f"A browser showing the page {title!r}: {' '.join(text.split())[:300]}"
+
+
+@contextlib.asynccontextmanager
+async def new_page(browser: Browser) -> AsyncIterator[tuple[Page, NetworkTab, Clock]]:
+    """Give out a page in a context of its own, watched."""
+    from playwright.async_api import Error
+
+    width, height = VIEWPORT
+    context = await browser.new_context(viewport={"width": width, "height": height})
+    try:
+        page = await context.new_page()
+        page.set_default_timeout(PATIENCE_S * 1e3)
+        network = NetworkTab()
+        yield page, network, await network.watch(page)
+    finally:
+        with contextlib.suppress(Error):  # somebody killed the browser
+            await context.close()
+
+
+@contextlib.asynccontextmanager
+async def web_page(
+    url: str, *, client: str = "browser", server: str = "server"
+) -> AsyncIterator[WebPage]:
+    """Run a headless browser with an empty page for any server on this machine.
+
+    Parameters
+    ----------
+    url
+        Where the server listens, as in ``"http://127.0.0.1:8000"``; inside a recording, the
+        browser reaches it through a tap.
+    client, server
+        What pictures call the two.
+
+    Raises
+    ------
+    MissingActor
+        If there is no browser.
+    """
+    async with on_stage(WebPage, _web_page(url, client, server)) as page:
+        yield page
+
+
+@contextlib.asynccontextmanager
+async def _web_page(url: str, client: str, server: str) -> AsyncIterator[WebPage]:
+    port = urlsplit(url).port
+    if port is None:
+        raise ValueError(f"{url!r} names no port; write it like 'http://127.0.0.1:8000'")
+    async with contextlib.AsyncExitStack() as stack:
+        home = await stack.enter_async_context(Home())
+        browser = await stack.enter_async_context(chromium(home))
+        taps = Taps()
+        stack.push_async_callback(taps.close)
+        page, network, clock = await stack.enter_async_context(new_page(browser))
+        base = f"http://{HOST}:{taps.before(port, client, server)}"
+        yield WebPage(page, network, clock, base)
 
 
 def _metric(metrics: Mapping[str, Any], name: str) -> float:

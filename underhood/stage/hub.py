@@ -139,7 +139,7 @@ class Hub:
                 + (f"the users are {who}" if self._browser else "the hub has no browser")
             )
         lab = await self._stack.enter_async_context(
-            in_page("JupyterLab", self._browser, "", "", self._folders[user])
+            in_page("JupyterLab", self._browser, "", self._folders[user])
         )
         at = 0
         if self._cached and active():

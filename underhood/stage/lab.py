@@ -16,9 +16,7 @@ of a run (key, output, paint) are taken inside the page and moved onto the taps'
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import html
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from urllib.parse import quote
 import nbformat
 
 from underhood.capture.recording import active
-from underhood.stage.browser import NetworkTab, chromium
+from underhood.stage.browser import PATIENCE_S, NetworkTab, WebPage, chromium, new_page
 from underhood.stage.processes import HOST, Home
 from underhood.stage.replay import on_stage
 from underhood.stage.server import EXTENSIONS, Server, Taps, forwarded, jupyter_server
@@ -40,13 +38,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["JupyterLab", "Notebook"]
 
-VIEWPORT: Final = (1280, 720)
-"""Width and height of a page, in CSS pixels."""
-
 _DOORS: Final[Mapping[Kind, str]] = {"JupyterLab": "/lab/tree/", "Notebook": "/notebooks/"}
-
-_PATIENCE_S: Final = 90.0
-"""How long a page may take to load and to get ready, in seconds."""
 
 _IN_FRONT: Final = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook"
 
@@ -136,72 +128,32 @@ class Run:
     finished_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Screenshot:
-    """What the page looked like; a rich output in a notebook.
-
-    Parameters
-    ----------
-    png
-        The picture.
-    alternative
-        The same in words.
-    """
-
-    png: bytes
-    alternative: str
-
-    def save(self, path: str | Path) -> Path:
-        """Write the picture to a PNG file."""
-        path = Path(path)
-        path.write_bytes(self.png)
-        return path
-
-    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        source = base64.b64encode(self.png).decode()
-        width, height = (int.from_bytes(self.png[i : i + 4]) for i in (16, 20))  # in its IHDR
-        return {
-            "text/html": (
-                f'<img class="underhood-screenshot" width="{width}" height="{height}" '
-                f'style="max-width: 100%; height: auto" alt="{html.escape(self.alternative)}" '
-                f'src="data:image/png;base64,{source}">'
-            ),
-            "text/plain": self.alternative,
-        }
-
-
-class FrontEnd:
+class FrontEnd(WebPage):
     """A front end in a browser's page.
 
     Attributes
     ----------
     kind : str
         ``"JupyterLab"`` or ``"Notebook"``.
-    base : str
-        The URL of its server as the browser sees it, without a slash at its end.
-    page : playwright.async_api.Page
-        The page, for whatever else a reader would do with it.
-    network : NetworkTab
-        What the browser saw of its requests and frames.
     loaded : bool
         Whether the front end is in the page already.
     """
 
-    TOLD: ClassVar = ("kind",)
+    TOLD: ClassVar[tuple[str, ...]] = ("kind",)
 
     def __init__(
-        self, kind: Kind, page: Page, network: NetworkTab, clock: Clock, base: str, token: str,
-        notebooks: Path,
-    ) -> None:  # fmt: skip
-        self.kind, self.page, self.network = kind, page, network
-        self.base, self._clock, self._token, self._notebooks = base, clock, token, notebooks
-        self.loaded = False
+        self, kind: Kind, page: Page, network: NetworkTab, clock: Clock, token: str, notebooks: Path
+    ) -> None:
+        super().__init__(page, network, clock, "")
+        self.kind, self.loaded, self._token, self._notebooks = kind, False, token, notebooks
         self._opened = ""
 
     def __repr__(self) -> str:
         return f"<{self.kind} at {self.base}, showing {self._opened or 'nothing yet'}>"
 
-    async def open(self, path: str, cells: Sequence[str] = ("",)) -> None:
+    async def open(
+        self, path: str, cells: Sequence[str] = ("",), *, kernel: str = "python3"
+    ) -> None:
         """Open a notebook, and wait until its kernel answers.
 
         Parameters
@@ -210,11 +162,13 @@ class FrontEnd:
             Below the server's folder, as in ``"demo.ipynb"``.
         cells
             If there is no such notebook yet, the source of its code cells.
+        kernel
+            Likewise, the name of its kernelspec.
         """
         file = self._notebooks / path
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            nbformat.write(_notebook(cells), file)
+            nbformat.write(_notebook(cells, kernel), file)
         if self.kind == "JupyterLab" and self.loaded:
             await self.command("docmanager:open", path=path)
         else:
@@ -242,7 +196,7 @@ class FrontEnd:
 
     async def ready(self) -> None:
         """Wait until the kernel of the notebook in front answers and is idle."""
-        await self._wait(_READY, _PATIENCE_S, "the notebook's kernel does not answer")
+        await self._wait(_READY, PATIENCE_S, "the notebook's kernel does not answer")
 
     async def type(self, source: str) -> None:
         """Type into the cell that is active, key by key (several lines: at one blow)."""
@@ -296,10 +250,6 @@ class FrontEnd:
                 f"{otherwise} after {timeout:g} s" + (f"; the page says: {shown}" if shown else "")
             ) from None
 
-    async def press(self, keys: str) -> None:
-        """Press keys, as in ``"Control+s"`` or ``"Tab"``."""
-        await self.page.keyboard.press(keys)
-
     async def command(self, name: str, **arguments: object) -> None:
         """Execute one of the front end's commands, as its menus do.
 
@@ -317,18 +267,20 @@ class FrontEnd:
         """Save the notebook in front, and wait until the server has it."""
         await self.command("docmanager:save")
 
-    async def screenshot(self) -> Screenshot:
-        """Return a picture of the page."""
-        png = await self.page.screenshot(animations="disabled")
+    async def _described(self) -> str:
         described = f"{self.kind} in a browser, showing {self._opened or 'an empty page'}"
         cells = await self.page.locator(f"{_IN_FRONT} .jp-CodeCell").all()
         told = [" ".join((await cell.inner_text()).split()) for cell in cells[:5]]
-        return Screenshot(png, f"{described}. Its cells: {'; '.join(filter(None, told))}.")
+        return f"{described}. Its cells: {'; '.join(filter(None, told))}."
 
 
 @contextlib.asynccontextmanager
 async def jupyterlab(
-    *arguments: str, server: Server | None = None, client: str = "browser", cached: bool = True
+    *arguments: str,
+    server: Server | None = None,
+    client: str = "browser",
+    cached: bool = True,
+    kernels: Mapping[str, Path] = {},
 ) -> AsyncIterator[FrontEnd]:
     """Run JupyterLab in a headless browser as long as the block runs.
 
@@ -344,6 +296,8 @@ async def jupyterlab(
     cached
         Whether the browser has the front end's files (8 MB) already, as on any day but the first;
         the visit before this one is not recorded.
+    kernels
+        For the server: see :func:`~underhood.stage.server.jupyter_server`.
 
     Raises
     ------
@@ -352,36 +306,45 @@ async def jupyterlab(
     StartError
         If the server does not start.
     """
-    live = _front_end("JupyterLab", arguments, server, client, cached)
+    live = _front_end("JupyterLab", arguments, server, client, cached, kernels)
     async with on_stage(FrontEnd, live) as lab:
         yield lab
 
 
 @contextlib.asynccontextmanager
 async def notebook(
-    *arguments: str, server: Server | None = None, client: str = "browser", cached: bool = True
+    *arguments: str,
+    server: Server | None = None,
+    client: str = "browser",
+    cached: bool = True,
+    kernels: Mapping[str, Path] = {},
 ) -> AsyncIterator[FrontEnd]:
     """Run Jupyter Notebook in a headless browser; all else as in :func:`jupyterlab`."""
-    live = _front_end("Notebook", arguments, server, client, cached)
+    live = _front_end("Notebook", arguments, server, client, cached, kernels)
     async with on_stage(FrontEnd, live) as front_end:
         yield front_end
 
 
 @contextlib.asynccontextmanager
 async def _front_end(
-    kind: Kind, arguments: Sequence[str], server: Server | None, client: str, cached: bool
+    kind: Kind,
+    arguments: Sequence[str],
+    server: Server | None,
+    client: str,
+    cached: bool,
+    kernels: Mapping[str, Path],
 ) -> AsyncIterator[FrontEnd]:
     async with contextlib.AsyncExitStack() as stack:
         home = await stack.enter_async_context(Home())
         browser = await stack.enter_async_context(chromium(home))
         if server is None:
             server = await stack.enter_async_context(
-                jupyter_server(*arguments, extensions=EXTENSIONS, home=home)
+                jupyter_server(*arguments, extensions=EXTENSIONS, kernels=kernels, home=home)
             )
         taps = Taps()
         stack.push_async_callback(taps.close)
         front_end = await stack.enter_async_context(
-            in_page(kind, browser, "", server.token, server.notebooks)
+            in_page(kind, browser, server.token, server.notebooks)
         )
         at = 0
         if cached and active():
@@ -393,42 +356,26 @@ async def _front_end(
 
 @contextlib.asynccontextmanager
 async def in_page(
-    kind: Kind, browser: Browser, base: str, token: str, notebooks: Path
+    kind: Kind, browser: Browser, token: str, notebooks: Path
 ) -> AsyncIterator[FrontEnd]:
-    """Give a front end a browser context and a page of its own.
+    """Give a front end a page of its own; whoever does sets its ``base``.
 
     Parameters
     ----------
     browser
         As :func:`~underhood.stage.browser.chromium` gives it.
-    base
-        The URL of the server, without a slash at its end.
     token
         The server's token; empty if the browser gets in by other means.
     notebooks
         The folder that the server serves.
     """
-    from playwright.async_api import Error
-
-    width, height = VIEWPORT
-    context = await browser.new_context(viewport={"width": width, "height": height})
-    try:
-        page = await context.new_page()
-        page.set_default_timeout(_PATIENCE_S * 1e3)
-        network = NetworkTab()
-        clock = await network.watch(page)
-        yield FrontEnd(kind, page, network, clock, base, token, notebooks)
-    finally:
-        with contextlib.suppress(Error):  # somebody killed the browser
-            await context.close()
+    async with new_page(browser) as (page, network, clock):
+        yield FrontEnd(kind, page, network, clock, token, notebooks)
 
 
-def _notebook(cells: Sequence[str]) -> Any:
+def _notebook(cells: Sequence[str], kernel: str) -> Any:
     document = nbformat.v4.new_notebook()
     document.cells = [nbformat.v4.new_code_cell(source) for source in cells]
-    document.metadata.kernelspec = {
-        "name": "python3",
-        "display_name": "Python 3 (ipykernel)",
-        "language": "python",
-    }
+    shown = "Python 3 (ipykernel)" if kernel == "python3" else kernel
+    document.metadata.kernelspec = {"name": kernel, "display_name": shown}
     return document

@@ -227,10 +227,13 @@ def _of_an_actor(connection: Connection) -> bool:
     return connection.link.channel == "http" or connection.link.client != "client"
 
 
-def _arguments(method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    bound = inspect.signature(method).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return encode(dict(bound.arguments))
+def _arguments(method: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of a call by name, without those that say what is said anyway."""
+    signature = inspect.signature(method)
+    given = signature.bind(*args, **kwargs).arguments.items()
+    return {
+        name: encode(value) for name, value in given if value != signature.parameters[name].default
+    }
 
 
 def _versions() -> dict[str, str]:
@@ -440,8 +443,8 @@ def _types() -> dict[str, Any]:
     from underhood.stage import browser, hub, lab, server
 
     kinds: tuple[Any, ...] = (
-        browser.Frame, browser.NetworkTab, browser.Request, hub.Hub, lab.FrontEnd, lab.Run,
-        lab.Screenshot, server.Response,
+        browser.Frame, browser.NetworkTab, browser.Request, browser.Screenshot, browser.WebPage,
+        hub.Hub, lab.FrontEnd, lab.Run, server.Response,
     )  # fmt: skip
     return {kind.__name__: kind for kind in kinds}
 

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -130,6 +131,7 @@ class Server:
 async def jupyter_server(
     *arguments: str,
     extensions: Sequence[str] = (),
+    kernels: Mapping[str, Path] = {},
     client: str = "client",
     home: Home | None = None,
 ) -> AsyncIterator[Server]:
@@ -142,6 +144,8 @@ async def jupyter_server(
         ``"--ZMQChannelsWebsocketConnection.iopub_msg_rate_limit=10"``.
     extensions
         The server extensions to switch on (:data:`EXTENSIONS` is what comes with JupyterLab).
+    kernels
+        Kernelspecs beside ``python3``: for each name, the folder with its ``kernel.json``.
     client
         What pictures call the client of :attr:`Server.url`.
     home
@@ -158,6 +162,9 @@ async def jupyter_server(
         taps = Taps()
         stack.push_async_callback(taps.close)
         token = secrets.token_hex(16)
+        for name, folder in kernels.items():
+            data = Path(home.environment["JUPYTER_DATA_DIR"])
+            shutil.copytree(folder, data / "kernels" / name)
         if "jupyterlab" in extensions:
             settle(Path(home.environment["JUPYTERLAB_SETTINGS_DIR"]))
             arguments = (*front_end_arguments(home), *arguments)
@@ -170,7 +177,7 @@ async def jupyter_server(
                 "--allow-root",
                 f"--ServerApp.root_dir={home.notebooks}",
                 f"--ServerApp.jpserver_extensions={dict.fromkeys(extensions, True)}",
-                '--KernelSpecManager.allowed_kernelspecs={"python3"}',
+                f"--KernelSpecManager.allowed_kernelspecs={ {'python3', *kernels}!r}",
                 *arguments,
             ],
             name="Jupyter Server",
