@@ -88,6 +88,12 @@ def reply_to(client: BlockingKernelClient, msg_id: str, timeout: float = 60) -> 
             return content
 
 
+def until_begun(client: BlockingKernelClient) -> None:
+    """Wait until the kernel says that it has begun to execute."""
+    while client.get_iopub_msg(timeout=60)["msg_type"] != "execute_input":
+        pass
+
+
 def eventually(true: Callable[[], object], seconds: float = 20) -> None:
     """Wait until something comes true."""
     end = time.monotonic() + seconds

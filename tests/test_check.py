@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import random
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -31,6 +34,7 @@ from live import (
     run,
     start,
     start_kernel,
+    until_begun,
 )
 from nbclient import NotebookClient
 
@@ -312,7 +316,7 @@ def test_a_kernel_killed_at_work_leaves_a_request_without_reply_and_idle() -> No
     def story() -> None:
         with kernel() as (manager, client):
             client.execute("import time; time.sleep(60)")
-            _until_busy(client)
+            until_begun(client)
             kill(manager)
 
     found = found_in(story)
@@ -325,7 +329,7 @@ def test_a_kernel_killed_at_work_leaves_a_request_without_reply_and_idle() -> No
 def test_a_recording_that_stops_while_a_request_is_open_says_so() -> None:
     with record() as recording, kernel() as (_, client):
         client.execute("import time; time.sleep(1)")
-        _until_busy(client)
+        until_begun(client)
         found = by_rule(recording.trace())
     assert set(found) == {"request without reply", "missing idle"}
     assert "the capture ends" in found["request without reply"][0].sentence
@@ -623,6 +627,44 @@ def test_bytes_in_no_known_protocol_are_undecoded() -> None:
     assert "6 bytes at offset 0" in finding.sentence
 
 
+def test_whatever_the_bytes_are_there_is_a_verdict() -> None:
+    with record() as recording, kernel() as (_, client):
+        run(client, "print('out')\n1 + 1")
+    rules = {rule.name for rule in RULES}
+    found = set()
+    for seed in range(60):
+        chance = random.Random(seed)
+        connections = []
+        for connection in recording.connections:
+            chunks = []
+            for chunk in connection.chunks:
+                data = bytearray(chunk.data)
+                if chance.random() < 0.1:
+                    data[chance.randrange(len(data))] = chance.choice(b'\x00\xff[{"1')
+                if chance.random() < 0.03:
+                    del data[chance.randrange(len(data)) + 1 :]
+                chunks.append(replace(chunk, data=bytes(data)))
+            connections.append(replace(connection, chunks=tuple(chunks)))
+        broken = replace(recording.capture, connections=tuple(connections)).trace()
+        found |= {finding.rule for finding in broken.check()}
+    assert found <= rules
+    assert {"undecoded bytes", "bad signature", "request without reply"} <= found
+
+
+def test_fields_of_the_wrong_type_are_no_obstacle() -> None:
+    strange = {"msg_id": [1], "msg_type": "execute_request", "session": {}, "date": 5}
+    with record() as recording, kernel() as (_, client):
+        parts = [json.dumps(part).encode() for part in (strange, {"msg_id": []}, [], "code")]
+        client.shell_channel.socket.send_multipart(
+            [b"<IDS|MSG>", client.session.sign(parts), *parts]
+        )
+        run(client, "1")
+    trace = recording.trace()
+    (message,) = (m for m in trace if m.msg_id == "[1]")
+    (finding,) = (f for f in trace.check() if f.rule == "request without reply")
+    assert finding.message is message
+
+
 # ---- what findings are
 
 
@@ -642,8 +684,3 @@ def test_every_rule_names_its_specification() -> None:
         assert rule.advice.endswith(".")
         assert rule.section
         assert rule.url.startswith("https://")
-
-
-def _until_busy(client: Any) -> None:
-    while client.get_iopub_msg(timeout=20)["content"].get("execution_state") != "busy":
-        pass

@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from live import eventually, front_end, kernel, kill, run, start_kernel
+from live import eventually, front_end, kernel, kill, run, start_kernel, until_begun
 
 from underhood import Capture, load, record
 from underhood.cli import Trouble, main, parse_filter, parse_pair
@@ -42,8 +42,7 @@ def sick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a conversation that a kernel's death cut short."""
     with record("sick") as recording, kernel() as (manager, client):
         client.execute("import time; time.sleep(60)")
-        while client.get_iopub_msg(timeout=20)["content"].get("execution_state") != "busy":
-            pass
+        until_begun(client)
         kill(manager)
     return recording.save(tmp_path_factory.mktemp("captures") / "sick.pcapng")
 
@@ -297,7 +296,7 @@ def test_convert_keeps_keys_only_when_told(capture: Path, tmp_path: Path) -> Non
 
 def test_convert_draws_a_choice(capture: Path, tmp_path: Path) -> None:
     target = tmp_path / "part.svg"
-    underhood("convert", capture, target, "--filter", "label=execute_request,execute_reply")
+    underhood("convert", capture, target, "--filter", "label=execute_request|execute_reply")
     arrows = re.findall(r'data-message="(\d+)"', target.read_text())
     wanted = load(capture).trace().types("execute_request", "execute_reply")
     assert set(map(int, arrows)) == {m.number for m in wanted}

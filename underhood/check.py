@@ -177,7 +177,7 @@ class Conversation:
         self.sent: dict[tuple[str, str], list[Message]] = defaultdict(list)
         self.told: dict[int, list[Message]] = defaultdict(list)
         self.states: dict[tuple[int, int | str], list[Message]] = defaultdict(list)
-        self.sessions: set[tuple[str, Any]] = set()
+        self.sessions: set[tuple[str, str]] = set()
         self.signed: set[str] = set()
         for m in trace:
             self.on[m.connection].append(m)
@@ -188,7 +188,7 @@ class Conversation:
                 self.signed.add(far(m))
             if m.direction == CLIENT_TO_SERVER:
                 self.sent[far(m), m.msg_id].append(m)
-                self.sessions.add((far(m), m.jupyter.header.get("session")))
+                self.sessions.add((far(m), str(m.jupyter.header.get("session"))))
             elif m.parent_id:
                 request = self.request(m)
                 if request is not None:
@@ -553,7 +553,7 @@ def _unknown_parent(talk: Conversation) -> Iterator[tuple[Where, str]]:
                 continue
             # Iopub is public: it tells of the requests of other clients too. A kernel's taps see
             # all of its clients; other captures only those that they have heard.
-            session = parent.get("session")
+            session = str(parent.get("session", ""))
             heard = (far(m), session) in talk.sessions or far(m) in all_seen
             if m.channel == "iopub" and not heard:
                 continue
@@ -561,7 +561,7 @@ def _unknown_parent(talk: Conversation) -> Iterator[tuple[Where, str]]:
             if m.jupyter and not m.jupyter.signed_hop and m.parent_type == "kernel_info_request":
                 continue
             # A kernel may ask itself: ipykernel's debugger sends its own shell an execute_request.
-            if m.jupyter and session and session == m.jupyter.header.get("session"):
+            if m.jupyter and session and session == str(m.jupyter.header.get("session")):
                 continue
             # Its request may be older than the capture, or in bytes that could not be read.
             if instant(parent) < talk.began:
