@@ -245,9 +245,13 @@ def test_check_names_what_is_wrong_and_exits_with_1(sick: Path) -> None:
     found = [json.loads(line) for line in underhood("check", sick, "--json").stdout.splitlines()]
     assert {one["rule"] for one in found} == {"request without reply", "missing idle"}
     assert {one["message"]["label"] for one in found} == {"execute_request"}
+    assert underhood("check", sick, "--filter", "channel=iopub").returncode == 0
+    assert underhood("check", sick, "--filter", "channel=shell").returncode == 1
 
 
-def test_a_connection_file_names_the_ports_and_verifies_signatures(tmp_path: Path) -> None:
+def test_a_connection_file_names_the_ports_and_verifies_signatures(
+    capture: Path, tmp_path: Path
+) -> None:
     import shutil
 
     with record() as recording, kernel() as (manager, client):
@@ -261,6 +265,9 @@ def test_a_connection_file_names_the_ports_and_verifies_signatures(tmp_path: Pat
         ).stdout.splitlines()
     }
     assert seen == {"valid", None}
+    told = underhood("check", capture, "--connection-file", tmp_path / "kernel.json")
+    assert told.returncode == 0, "another kernel's key must not be tried"
+    assert "no connection goes to a port of that kernel" in told.stderr
     told = underhood("show", file, "--connection-file", file)
     assert told.returncode == 2
     assert "is no connection file of a kernel" in told.stderr

@@ -551,11 +551,13 @@ def _unknown_parent(talk: Conversation) -> Iterator[tuple[Where, str]]:
                 continue
             if talk.request(m) is not None:
                 continue
-            # Iopub is public: it tells of the requests of other clients too. A kernel's taps see
-            # all of its clients; other captures only those that they have heard.
+            # Iopub is public (and a capture may not know what is iopub): it tells of the requests
+            # of other clients too. A kernel's taps see all of its clients; other captures only
+            # those that they have heard.
             session = str(parent.get("session", ""))
             heard = (far(m), session) in talk.sessions or far(m) in all_seen
-            if m.channel == "iopub" and not heard:
+            reply = m.label.endswith("_reply") and m.label != "shutdown_reply"
+            if not (reply or heard or m.channel in ("shell", "control", "stdin")):
                 continue
             # Jupyter Server asks for kernel_info in the name of each front end that connects.
             if m.jupyter and not m.jupyter.signed_hop and m.parent_type == "kernel_info_request":

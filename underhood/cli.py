@@ -100,9 +100,15 @@ def _load(args: argparse.Namespace) -> Capture:
     for note in ("cut", "missing", "skipped"):
         if note in capture.notes:
             _say(f"{args.file}: {capture.notes[note]}")
-    if connection is not None and connection.key:
-        ids = {c.link.kernel_id for c in capture.connections}
-        capture = replace(capture, keys={**dict.fromkeys(ids, connection.key), **capture.keys})
+    if connection is not None:
+        # Others may talk to other kernels in the same capture: the ports tell whose key it is.
+        ids = {
+            c.link.kernel_id for c in capture.connections if c.server_address[1] in connection.links
+        }
+        if not ids:
+            ports = ", ".join(map(str, connection.links))
+            _say(f"{args.file}: no connection goes to a port of that kernel ({ports})")
+        capture = replace(capture, keys={**capture.keys, **dict.fromkeys(ids, connection.key)})
     return capture
 
 
@@ -121,7 +127,8 @@ def _read_connection_file(path: Path) -> _ConnectionFile:
     try:
         info = json.loads(path.read_text())
         links = {
-            int(info[port]): Link("client", "kernel", channel) for port, channel in CHANNELS.items()
+            int(info[port]): Link("client", "kernel", channel, path.stem)
+            for port, channel in CHANNELS.items()
         }
         return _ConnectionFile(links, str(info["key"]).encode())
     except (ValueError, KeyError, TypeError) as error:
@@ -233,7 +240,8 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _connections(trace: Trace) -> str:
-    count = len(trace.capture.connections)
+    whole = trace is trace.whole
+    count = len(trace.capture.connections if whole else {m.connection for m in trace})
     return f"{count} connection{'' if count == 1 else 's'}"
 
 
@@ -295,7 +303,7 @@ def _show_bytes(trace: Trace, number: int) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    trace = _load(args).trace()
+    trace = _chosen(_load(args).trace(), args.filter)
     findings = trace.check()
     if args.json:
         for finding in findings:
@@ -332,7 +340,7 @@ def _print_findings(trace: Trace, findings: Sequence[Finding]) -> None:
 
     console = _console()
     sections = {rule.name: f"{rule.section}: {rule.url}" for rule in RULES}
-    start = trace[0].time_ns if len(trace) else 0
+    start = trace.whole[0].time_ns if len(trace.whole) else 0
     for finding in findings:
         at = milliseconds(finding.time_ns - start)
         console.print(f"{finding.place}, at {at} ms: {finding.rule}", style="bold")
@@ -812,7 +820,8 @@ def _parser() -> argparse.ArgumentParser:
         "check", _check, "name what is wrong with a conversation",
         "  underhood check run.pcapng\n"
         "  underhood check run.pcapng --json\n"
-        "  underhood check lo.pcap --connection-file kernel-1234.json\n\n"
+        "  underhood check lo.pcap --connection-file kernel-1234.json\n"
+        "  underhood check hub.pcapng --filter 'sender=kernel*'    what concerns these messages\n\n"
         "Exits with 1 if there are findings.\n",
     )  # fmt: skip
     check.add_argument("--json", action="store_true", help="one JSON object per finding and line")
@@ -833,7 +842,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "output", type=Path, metavar="OUTPUT", help=f"ends in {', '.join(_WRITERS)}"
     )
-    for sub in (show, convert):
+    for sub in (show, check, convert):
         sub.add_argument(
             "--filter", action="append", default=[], metavar="EXPR",
             help="choose messages, as in 'channel=iopub label=status'",
