@@ -176,6 +176,18 @@ def test_a_chapter_finds_the_folder_for_its_captures_and_nobodys_name(book):
     assert "jovyan" in (book.folder / "_build/html/book/one.html").read_text()
 
 
+def test_a_warning_fails_the_build_and_the_next_one_until_it_is_mended(book):
+    link = "\nSee {doc}`nowhere`.\n"
+    book.write(one=chapter("6 * 7") + link)
+    for _ in range(2):
+        result = book.build()
+        assert result.returncode == 1
+        assert "unknown document: 'nowhere'" in result.stderr
+    assert "all 1 chapters have been executed before" in result.stdout
+    book.write(one=chapter("6 * 7"))
+    assert_built(book.build())
+
+
 def test_a_failing_cell_fails_the_build_which_names_chapter_line_cell_and_traceback(book):
     book.write(fine=chapter("1 + 1"), broken=chapter("x = 1", "def f():\n    return x / 0", "f()"))
     result = book.build()

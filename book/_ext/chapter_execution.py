@@ -396,8 +396,18 @@ def report(failures: list[Failure]) -> str:
     return f"\n{text}\n\nThe book was not built: {names} failed."
 
 
+def repeat_warnings(app: Sphinx, exception: Exception | None) -> None:
+    """Make the next build read every page again if this one warned of anything.
+
+    Sphinx warns of what it reads, and reads only what has changed: a second build would succeed.
+    """
+    if app._warncount:
+        (Path(app.doctreedir) / "environment.pickle").unlink(missing_ok=True)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register with Sphinx."""
     app.add_config_value("underhood_workers", 2, "")
     app.connect("env-get-outdated", execute_outdated)
+    app.connect("build-finished", repeat_warnings)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
