@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from checkout import ROOT, missing
-from conftest import Open
 from conversations import Conversation, execute, frame, http_request, http_response, invented
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from underhood.capture.store import Capture
 from underhood.draw.fields import as_html, field
@@ -17,6 +17,8 @@ from underhood.draw.octets import octets
 from underhood.draw.page import Picture
 from underhood.draw.timing import timing
 from underhood.trace import Trace
+
+Open = Callable[..., Page]
 
 AXE = ROOT / "node_modules/axe-core/axe.min.js"
 
@@ -246,7 +248,7 @@ def test_the_page_sets_bytes_as_python_does(open_page: Open, seed: int) -> None:
 
 
 def ground(page: Page) -> str:
-    return str(page.locator("figure").evaluate("f => getComputedStyle(f).backgroundColor"))
+    return str(page.locator("figure").first.evaluate("f => getComputedStyle(f).backgroundColor"))
 
 
 LIGHT, DARK = "rgb(253, 252, 249)", "rgb(22, 25, 31)"
@@ -401,3 +403,35 @@ def test_what_a_screen_reader_meets(open_page: Open) -> None:
     assert "iopub, kernel to server, status: idle, 5 ms after the request" not in snapshot
     for message in trace:
         assert f"{message.channel}, {message.sender} to {message.receiver}" in snapshot
+
+
+# ---- in the book as it is built
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
+def test_a_picture_in_the_built_book_is_opened_by_mouse_and_by_keyboard(
+    build: Path, browser: Browser, theme: str, width: int
+) -> None:
+    size = {"width": width, "height": 900}
+    page = browser.new_page(viewport=size, color_scheme=theme)  # type: ignore[arg-type]
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto((build / "html/book/appendix/gallery.html").as_uri())
+    pictures = page.locator('[data-underhood="sequence"]')
+    assert pictures.count() >= 8
+    for picture in pictures.all():
+        first = picture.locator("[data-message]").first
+        first.locator(".u-hit").click()
+        expect(picture.locator(".uh-said")).to_be_in_viewport()
+        said = picture.locator(".uh-said").inner_text()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        expect(picture.locator(".uh-said")).to_be_focused()
+        assert picture.locator(".uh-said").inner_text() != said
+        picture.get_by_role("tab", name="bytes").click()
+        expect(picture.locator(".uh-view .uh-f").first).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(picture.locator(".uh-panel")).to_be_hidden()
+    assert ground(page) == {"light": LIGHT, "dark": DARK}[theme]
+    assert faults == []
+    page.context.close()

@@ -74,7 +74,7 @@ def test_the_notebook_gets_html_and_text() -> None:
     assert len(bundle["text/plain"].splitlines()) == 1 + 2 + 14
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 2**31))
 def test_html_is_well_formed_and_ids_are_unique(seed: int) -> None:
     trace = invented(seed).trace()

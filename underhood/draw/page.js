@@ -170,7 +170,8 @@ const enliven = (figure) => {
     if (address && isPage) history.replaceState(history.state, '', `#${figure.id}-m${number}`);
     if (focus === 'arrow') arrow?.focus({preventScroll: true});
     if (focus === 'panel') heading.focus({preventScroll: true});
-    if (arrow && focus) arrow.scrollIntoView({block: 'nearest', inline: 'nearest'});
+    // At the edge of the screen the message may have opened out of sight.
+    if (focus) for (const part of [arrow, heading]) part?.scrollIntoView({block: 'nearest', inline: 'nearest'});
   };
   const close = () => {
     const arrow = arrowOf.get(chosen);
@@ -293,7 +294,7 @@ const enliven = (figure) => {
     tool('SVG', 'Download the drawing as SVG', saveSvg);
     tool('PNG', 'Download the drawing as PNG', savePng);
     if (data?.file) tool('pcapng', `Download ${data.extent}, for Wireshark`, savePcapng);
-    figure.querySelector('.uh-title').after(tools);
+    figure.querySelector('.uh-top').append(tools);
     if (arrows.length) body.before(build('p', {className: 'uh-hint'}, `Choose ${figure.dataset.underhood === 'sequence' ? 'an arrow' : 'a row'} to open its message; the arrow keys step through.`));
   }
 

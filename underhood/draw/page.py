@@ -153,15 +153,16 @@ class Picture:
         )
         # What scrolls must be within reach of the keyboard, if only to scroll.
         stops = "" if "data-message" in drawn else f' {_SCROLLS} aria-label="Drawing"'
+        width = f' style="--uh-width:{self._scene.width:g}"' if self._scene is not None else ""
         parts = [
             f'<figure class="underhood"{attributes}>',
-            f"<style>{style_sheet()}</style>",
-            f'<p class="uh-title">{escape(self.title)}</p>',
+            f'<style class="uh-asset">{style_sheet()}</style>',
+            f'<div class="uh-top"><p class="uh-title">{escape(self.title)}</p></div>',
         ]
         if drawn:
             parts += [
-                self._key() if self._lists else "",
-                f'<div class="uh-body"><div class="uh-stage" {_UNSTYLED}{stops}>',
+                self._key() if not stops else "",
+                f'<div class="uh-body"><div class="uh-stage" {_UNSTYLED}{stops}{width}>',
                 f"{drawn}</div></div>",
                 '<p class="uh-plain">The drawing is not shown, because its style sheet was taken '
                 "out; where you trust this notebook, it stays. Here are the messages.</p>",
@@ -172,7 +173,7 @@ class Picture:
         if len(self.trace) and self._lists:
             parts += self._messages(own_id, clock, opened)
         if drawn or self._lists:
-            parts.append(f"<script>{script()}</script>")
+            parts.append(f'<script class="uh-asset">{script()}</script>')
         parts.append("</figure>")
         return "\n".join(part for part in parts if part)
 

@@ -67,7 +67,7 @@ _LOOP: Final = 26  # how far a message to oneself swings out
 _PAUSE: Final = 34  # height of a pause
 _BANNER: Final = 38  # height of the head of a group
 _NOTE: Final = 260  # width of a note
-_BRACKET: Final = 46  # room at the right for the count of a folded run
+_BRACKET: Final = 58  # room at the right for the count of a folded run
 _LEADERS: Final = 40  # room between a true axis of time and the rows
 _GAP: Final = (112, 272)  # least and most room between two lifelines
 _EASE: Final = 232  # the room between them that looks right
@@ -229,7 +229,7 @@ def _fill(plan: _Plan, trace: Trace, notes: Mapping[int, str], *, groups: bool, 
     """Give each message a row, and each pause, note and group."""
     pauses = _pauses(trace) if plan.scale == "order" else {}
     roots = _roots(trace) if groups else [""] * len(trace)
-    runs = _runs(trace, plan.fates, roots, {*pauses}, notes) if fold else {}
+    runs = _runs(trace, plan.fates, roots, notes) if fold else {}
     seen: set[str] = set()
     now, band, bands = "", -1, 0
     place = 0
@@ -301,17 +301,16 @@ def _runs(
     trace: Trace,
     fates: Mapping[int, Fate],
     roots: Sequence[str],
-    pauses: set[int],
     notes: Mapping[int, str],
 ) -> dict[int, tuple[int, int]]:
     """Find what to fold: for the place of a first message, the period and how many times.
 
-    Nothing is folded across a pause, a note or the border of a group.
+    Nothing is folded across a note or the border of a group.
     """
     looks = [(m.sender, m.receiver, tint(m), m.label, m.detail, fates.get(m.number)) for m in trace]
     noted = {n + after for n, m in enumerate(trace) if m.number in notes for after in (0, 1)}
     turns = {n for n, (a, b) in enumerate(pairwise(roots), 1) if a != b}
-    borders = sorted(pauses | noted | turns | {len(looks)})
+    borders = sorted(noted | turns | {len(looks)})
     found: dict[int, tuple[int, int]] = {}
     place = 0
     while place < len(looks):
@@ -579,7 +578,7 @@ def _draw(plan: _Plan) -> Iterator[Mark]:
 def _heads(plan: _Plan) -> Iterator[Mark]:
     """Draw the parties' names."""
     yield Open("g", ' class="u-heads"')
-    yield Box("veil", 0, 0, plan.width, _TOP + plan.head + 8)  # behind heads that stay in sight
+    yield Box("veil", 0, -40, plan.width, _TOP + plan.head + 48)  # behind heads that stay in sight
     for x, party in zip(plan.x, plan.parties, strict=True):
         lines = _name(party)
         half = max(max(measure(line, "name") for line in lines) / 2 + 12, 28)
@@ -658,7 +657,11 @@ def _bracket(plan: _Plan, first: _Row, last: _Row, times: int) -> Iterator[Mark]
     """Draw how many times a pattern was folded, beside its rows."""
     x, top, bottom = plan.width - _BRACKET + 10, first.top + 6, last.top + last.height - 1
     yield Line("fold", (((x - 5, top), (x, top), (x, bottom), (x - 5, bottom)),))
-    yield Text("count", x + 5, (top + bottom) / 2 + 4, f"×{times}")
+    middle = (top + bottom) / 2
+    yield Text("count", x + 5, middle - 2, f"×{times}")
+    yield Text(
+        "small", x + 5, middle + 12, in_words(last.folded[-1].time_ns - first.message.time_ns)
+    )
 
 
 def _note(plan: _Plan, row: _Row) -> Iterator[Mark]:

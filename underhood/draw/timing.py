@@ -321,6 +321,7 @@ def _busy(trace: Trace, title: str | None, caption: str | None) -> Picture:
         raise ValueError("no kernel says in this trace whether it is busy")
     clock = words.Clock(trace)
     lanes = busy_times(trace)
+    statuses = trace.types("status")
     if not lanes:
         raise ValueError("no kernel says in this trace whether it is busy")
     labels, widest = _labels(list(lanes), "name-row")
@@ -351,7 +352,7 @@ def _busy(trace: Trace, title: str | None, caption: str | None) -> Picture:
             f"{words.joined(said)}."
         ),
         scene=Scene(_WIDTH, round(bottom + 12), tuple(marks)),
-        trace=trace,
+        trace=statuses,
         caption=caption or "",
     )
 
