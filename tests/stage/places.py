@@ -20,6 +20,14 @@ LEFT_AFTER = 5.0
 """How long what an owner started may outlive it, in seconds."""
 
 
+def command(process: psutil.Process) -> list[str]:
+    """Return a process's program and arguments; empty if it has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 class Place:
     """A temporary folder of a test's own; what is started with it as TMPDIR can be told by it."""
 
@@ -67,7 +75,7 @@ class Place:
         end = time.monotonic() + LEFT_AFTER
         while (self.processes() or self.files(only)) and time.monotonic() < end:
             time.sleep(0.1)
-        processes = [f"{p.pid} {p.name()} {' '.join(p.cmdline())[:100]}" for p in self.processes()]
+        processes = [f"{p.pid} {' '.join(command(p))[:120]}" for p in self.processes()]
         return "\n".join([*processes, *map(str, self.files(only))])
 
     def close(self) -> None:

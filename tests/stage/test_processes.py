@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from places import Place
+from places import Place, command
 
 from underhood.stage import StartError
 from underhood.stage.processes import USER, Home, free_ports
@@ -57,9 +57,9 @@ def told(owner: subprocess.Popen[str]) -> dict[str, str]:
 
 
 def sleepers(place: Place) -> list[str]:
-    return sorted(
-        arguments[1] for p in place.processes() if (arguments := p.cmdline())[0] == "sleep"
-    )
+    """Return how long each living ``sleep`` sleeps."""
+    commands = [command(process) for process in place.processes()]
+    return sorted(arguments[1] for arguments in commands if arguments[:1] == ["sleep"])
 
 
 def test_what_a_child_knows_names_neither_user_nor_host_nor_folder(place: Place) -> None:
