@@ -10,9 +10,12 @@ import nbformat
 import pytest
 from checkout import missing
 from conversations import execute
+from nbconvert import HTMLExporter
 
 from underhood.stage import MissingActor, jupyter_server, jupyterlab
+from underhood.stage.browser import chromium
 from underhood.stage.lab import FrontEnd
+from underhood.stage.processes import Home
 from underhood.stage.server import EXTENSIONS
 
 pytestmark = pytest.mark.anyio
@@ -119,5 +122,31 @@ async def test_a_notebook_that_is_not_trusted_shows_the_messages(saved: Path) ->
             await output_area.get_by_text("Message by message").click()
             await output_area.get_by_text("stream: stdout, ").last.click()
             assert '"text": "0\\n"' in await output_area.inner_text()
+    except MissingActor as why:
+        missing(str(why))
+
+
+async def test_a_notebook_turned_into_a_page_keeps_its_pictures_alive(
+    saved: Path, tmp_path: Path
+) -> None:
+    """As nbviewer and ``jupyter nbconvert --to html`` do, without any server."""
+    picture = execute(name="exported").trace().protocol("jupyter").sequence_diagram()
+    output = nbformat.v4.new_output("execute_result", picture._repr_mimebundle_())
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])])
+    page_text, _ = HTMLExporter().from_notebook_node(notebook)
+    file = tmp_path / "exported.html"
+    file.write_text(page_text, encoding="utf-8")
+    try:
+        async with Home() as home, chromium(home) as browser:
+            page = await browser.new_page(color_scheme="dark")
+            # The exporter's own page asks for libraries from elsewhere; pictures need none.
+            await page.route("https://**", lambda route: route.abort())
+            await page.goto(file.as_uri())
+            figure = page.locator("figure.underhood")
+            await figure.locator("[data-message] .u-label").nth(3).click()
+            assert "stream: stdout" in await figure.locator(".uh-said").inner_text()
+            # The exporter's page is light, whatever the system prefers; so is the picture.
+            ground = await figure.evaluate("f => getComputedStyle(f).backgroundColor")
+            assert ground == "rgb(253, 252, 249)"
     except MissingActor as why:
         missing(str(why))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -98,11 +98,15 @@ Mark: TypeAlias = Line | Box | Text | Open | Title | Close
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Marks on a ground of ``width`` by ``height`` CSS pixels, painted in their order."""
+    """Marks on a ground of ``width`` by ``height`` CSS pixels, painted in their order.
+
+    The marks may be made each time that somebody goes through them: to keep those of a large
+    picture costs Python's garbage collector more than making them.
+    """
 
     width: float
     height: float
-    marks: Sequence[Mark]
+    marks: Iterable[Mark]
 
 
 # ---- text

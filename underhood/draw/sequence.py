@@ -185,6 +185,12 @@ def sequence_diagram(
     ValueError
         If ``parties`` leaves out a sender or receiver of the trace, or if a note or a fate is
         given for a message that is not in it.
+
+    Notes
+    -----
+    Drawing takes about 0.1 ms for a message. A page carries up to 250 messages whole; of more, it
+    has the arrows and a table. Browsers take their time over more than about a thousand: filter,
+    slice (``trace[:1000]``) or fold such a trace.
     """
     order = tuple(parties) if parties is not None else trace.parties
     if missing := [p for p in trace.parties if p not in order]:
@@ -215,7 +221,7 @@ def sequence_diagram(
         kind="sequence",
         title=title or _title(trace),
         description=_description(trace, order, clock, fates),
-        scene=Scene(plan.width, plan.height, tuple(_draw(plan))),
+        scene=Scene(plan.width, plan.height, _Marks(plan)),
         trace=trace,
         caption=caption or "",
         fates=fates,
@@ -546,6 +552,16 @@ def _activities(plan: _Plan, top: float, bottom: float) -> Iterator[_Activity]:
 
 
 # ---- marks
+
+
+@dataclass(frozen=True, slots=True)
+class _Marks:
+    """The marks of a plan, made whenever somebody goes through them."""
+
+    plan: _Plan
+
+    def __iter__(self) -> Iterator[Mark]:
+        return _draw(self.plan)
 
 
 def _draw(plan: _Plan) -> Iterator[Mark]:
