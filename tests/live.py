@@ -8,9 +8,10 @@ import os
 import secrets
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_client.session import Session
@@ -27,10 +28,10 @@ from underhood.stage.server import Server
 V1 = "v1.kernel.websocket.jupyter.org"
 
 
-def start(**options: Any) -> KernelManager:
-    """Start a kernel whose warnings nobody reads."""
+def start(log: IO[bytes] | int = subprocess.DEVNULL, **options: Any) -> KernelManager:
+    """Start a kernel whose warnings nobody reads, unless it fails."""
     manager = KernelManager(**options)
-    manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    manager.start_kernel(stdout=subprocess.DEVNULL, stderr=log)
     return manager
 
 
@@ -44,16 +45,21 @@ def connect(manager: KernelManager) -> BlockingKernelClient:
 @contextlib.contextmanager
 def kernel(**options: Any) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
     """Start a kernel with a client; end both, the kernel first, whatever state it is in."""
-    manager = start(**options)
-    client = manager.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=60)
-        yield manager, client
-    finally:
-        # A stopped or dead kernel hears no shutdown_request.
-        manager.shutdown_kernel(now=not answers(manager))
-        client.stop_channels()
+    with tempfile.TemporaryFile() as log:
+        manager = start(log, **options)
+        client = manager.client()
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=60)
+            yield manager, client
+        except RuntimeError as error:
+            log.seek(0)
+            error.add_note(log.read().decode(errors="replace"))
+            raise
+        finally:
+            # A stopped or dead kernel hears no shutdown_request.
+            manager.shutdown_kernel(now=not answers(manager))
+            client.stop_channels()
 
 
 def answers(manager: KernelManager) -> bool:

@@ -172,6 +172,17 @@ def questions() -> None:
         run(client, "1")
 
 
+def client_that_leaves_at_once() -> None:
+    with kernel() as (manager, _):
+        hasty = connect(manager)
+        hasty.start_channels()
+        eventually(lambda: hasty.hb_channel.is_beating())
+        hasty.execute("import time; time.sleep(.5)")
+        time.sleep(0.1)
+        hasty.stop_channels()
+        time.sleep(1)
+
+
 def output_after_idle() -> None:
     code = "import threading, time\nthreading.Timer(.3, lambda: print('late')).start()"
     with kernel() as (_, client):
@@ -240,6 +251,10 @@ async def jupyterhub_in_chromium() -> None:
         await alice.open("demo.ipynb")
         await alice.type("6 * 7")
         assert (await alice.run()).output == "42"
+        # The hub would end her server, whatever her browser is about to ask it.
+        await alice.ready()
+        await alice.page.wait_for_load_state("networkidle")
+        await alice.page.close(run_before_unload=False)
 
 
 HEALTHY: dict[Callable[..., Any], str] = {
@@ -256,6 +271,7 @@ HEALTHY: dict[Callable[..., Any], str] = {
     debugger: "debug_event",
     requests_aborted: "execute_reply",
     questions: "inspect_reply",
+    client_that_leaves_at_once: "execute_request",
     output_after_idle: "stream",
     impatient_client: "execute_reply",
     over_unix_sockets: "execute_result",
@@ -367,7 +383,7 @@ def _with_key(key: bytes) -> None:
         client.start_channels()
         msg_id = client.execute("1")
         with pytest.raises(Empty):
-            reply_to(client, msg_id, timeout=0.5)
+            reply_to(client, msg_id, timeout=1)
         client.stop_channels()
 
 

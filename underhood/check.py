@@ -416,7 +416,14 @@ def _gone_as_asked(talk: Conversation, request: Message) -> bool:
     )
 
 
-_EXCUSES: Final = (_asked_again, _passed_over, _gone_as_asked)
+def _left_at_once(talk: Conversation, request: Message) -> bool:
+    """A browser's tab may be closed at any moment; who goes at once does not want the answer."""
+    connection = talk.connections[request.connection]
+    soon = talk.until(connection) - request.time_ns < PATIENCE_NS
+    return soon and left_by_client(connection)
+
+
+_EXCUSES: Final = (_asked_again, _passed_over, _gone_as_asked, _left_at_once)
 
 
 def _unanswered_prompts(talk: Conversation) -> Iterator[tuple[Message, str]]:
