@@ -142,7 +142,7 @@ def as_html(found: Field, data: bytes, *, level: int = 2) -> str:
     part = data[found.start : found.end]
     value = f" <b>{escape(found.value)}</b>" if found.value else ""
     kind = "uh-f uh-in" if found.children else "uh-f"
-    is_open = ' open=""' if found.children and level > 0 else ""
+    is_open = " open" if found.children and level > 0 else ""
     return (
         f'<details class="{kind}"{is_open}><summary><span class="uh-fl">{escape(found.label)}'
         f'{value}</span><code class="uh-fh">{as_hex(part)}</code>'

@@ -156,8 +156,8 @@ class Picture:
         width = f' style="--uh-width:{self._scene.width:g}"' if self._scene is not None else ""
         parts = [
             f'<figure class="underhood"{attributes}>',
+            f'<figcaption class="uh-top"><p class="uh-title">{escape(self.title)}</p></figcaption>',
             f'<style class="uh-asset">{style_sheet()}</style>',
-            f'<div class="uh-top"><p class="uh-title">{escape(self.title)}</p></div>',
         ]
         if drawn:
             parts += [
@@ -169,7 +169,7 @@ class Picture:
             ]
         parts.append(self._body)
         if self.caption:
-            parts.append(f'<figcaption class="uh-caption">{escape(self.caption)}</figcaption>')
+            parts.append(f'<p class="uh-caption">{escape(self.caption)}</p>')
         if len(self.trace) and self._lists:
             parts += self._messages(own_id, clock, opened)
         if drawn or self._lists:
@@ -214,7 +214,7 @@ class Picture:
             if name in used
         ]
         items += [f"<li>{fates[fate]}</li>" for fate in sorted({*self._fates.values()})]
-        return f'<ul class="uh-key" {_UNSTYLED} aria-label="Channels">{"".join(items)}</ul>'
+        return f'<ul class="uh-key" {_UNSTYLED}>{"".join(items)}</ul>'
 
 
 def _details(message: Message, own_id: str, clock: Clock, fate: str) -> str:
