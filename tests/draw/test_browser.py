@@ -328,6 +328,16 @@ def test_the_names_stay_in_sight_while_a_long_diagram_scrolls(open_page: Open) -
     page.wait_for_function("!document.querySelector('.u-heads').classList.contains('uh-stuck')")
 
 
+def test_a_message_among_many_still_says_what_it_is(open_page: Open) -> None:
+    trace = execute(cells=60).trace().protocol("jupyter")
+    page = open_page(trace.sequence_diagram())
+    arrow(page, trace[300].number).locator(".u-hit").click()
+    expect(panel(page)).to_contain_text("iopub, kernel to client, status: idle")
+    expect(panel(page)).to_contain_text(f"301 of {len(trace)}")
+    page.keyboard.press("ArrowUp")
+    expect(panel(page)).to_contain_text(f"Message {trace[299].number}")
+
+
 @pytest.mark.parametrize("width", [1280, 768, 390])
 def test_a_picture_never_makes_the_page_scroll_sideways(open_page: Open, width: int) -> None:
     trace = relayed()
