@@ -65,6 +65,17 @@ def test_a_click_on_an_arrow_opens_its_message(open_page: Open) -> None:
     expect(panel(page)).to_have_count(0)
 
 
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_an_arrow_with_a_link_of_its_own_is_followed(open_page: Open, by: str) -> None:
+    trace = relayed()
+    page = open_page(trace.sequence_diagram(links={trace[0].number: "about:blank?elsewhere"}))
+    if by == "mouse":
+        page.mouse.click(*middle_of_line(page, trace[0].number))
+    else:
+        arrow(page, trace[0].number).press("Enter")
+    page.wait_for_url("about:blank?elsewhere")
+
+
 def test_a_tap_with_a_finger_opens_a_message(open_page: Open) -> None:
     trace = relayed()
     page = open_page(trace.sequence_diagram(), width=390, has_touch=True)

@@ -229,6 +229,8 @@ def test_marks_for_messages_that_are_not_there_are_an_error() -> None:
         one_cell().sequence_diagram(lost=[4711])
     with pytest.raises(ValueError, match="notes names 4711"):
         one_cell().sequence_diagram(notes={4711: "?"})
+    with pytest.raises(ValueError, match="links names 4711"):
+        one_cell().sequence_diagram(links={4711: "?"})
 
 
 # ---- groups, notes, folds
@@ -255,6 +257,14 @@ def test_a_note_stands_below_its_message() -> None:
     trace = one_cell()
     shown = texts(trace.sequence_diagram(notes={trace[0].number: "It begins here."}))
     assert shown.index("It begins here.") == shown.index("execute_request") + 1
+
+
+def test_an_arrow_can_lead_elsewhere_than_to_its_message() -> None:
+    trace = one_cell()
+    root = ElementTree.fromstring(trace.sequence_diagram(links={trace[0].number: "a.html?b&c"}).svg)
+    first, second = list(root.iter(f"{SVG}a"))[:2]
+    assert first.get("href") == "a.html?b&c"
+    assert second.get("href", "").endswith(f"-m{trace[1].number}")
 
 
 def test_a_run_is_folded_into_one_arrow_with_its_count() -> None:

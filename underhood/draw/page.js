@@ -187,6 +187,8 @@ const enliven = (figure) => {
 
   // -- arrows: one stop for the Tab key, stepping with the arrow keys
 
+  // Some lead to another page instead of their message.
+  const leads = (arrow) => !(arrow.getAttribute('href') ?? '#').startsWith('#');
   const rove = (arrow) => {
     if (!arrow) return;
     for (const other of arrows) other.setAttribute('tabindex', other === arrow ? '0' : '-1');
@@ -194,7 +196,7 @@ const enliven = (figure) => {
   rove(arrows[0]);
   drawing?.addEventListener('click', (event) => {
     const arrow = event.target.closest('[data-message]');
-    if (!arrow || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    if (!arrow || event.ctrlKey || event.metaKey || event.shiftKey || leads(arrow)) return;
     event.preventDefault();
     // A keyboard's Enter comes as a click without a place.
     choose(arrow.dataset.message, {focus: event.detail === 0 ? 'panel' : 'arrow'});
@@ -295,7 +297,7 @@ const enliven = (figure) => {
     tool('PNG', 'Download the drawing as PNG', savePng);
     if (data?.file) tool('pcapng', `Download ${data.extent}, for Wireshark`, savePcapng);
     figure.querySelector('.uh-top').append(tools);
-    if (arrows.length) body.before(build('p', {className: 'uh-hint'}, `Choose ${figure.dataset.underhood === 'sequence' ? 'an arrow' : 'a row'} to open its message; the arrow keys step through.`));
+    if (arrows.length) body.before(build('p', {className: 'uh-hint'}, `Choose ${figure.dataset.underhood === 'sequence' ? 'an arrow' : 'a row'} to ${arrows.every(leads) ? 'follow it' : 'open its message'}; the arrow keys step through.`));
   }
 
   // -- what reaches over more than a screen keeps its heads in sight

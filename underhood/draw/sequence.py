@@ -114,6 +114,7 @@ class _Plan:
     fates: Mapping[int, Fate]
     time: bool
     scale: Scale
+    links: Mapping[int, str]
     rows: list[_Row] = field(default_factory=list)
     runs: list[tuple[int, int, int]] = field(default_factory=list)  # first row, last row, times
     columns: dict[str, int] = field(default_factory=dict)
@@ -143,6 +144,7 @@ def sequence_diagram(
     notes: Mapping[int, str] | None = None,
     lost: Collection[int] = (),
     refused: Collection[int] = (),
+    links: Mapping[int, str] | None = None,
     width: float = 668,
 ) -> Picture:
     """Draw the messages of ``trace`` as a sequence diagram, one arrow each.
@@ -172,6 +174,8 @@ def sequence_diagram(
     lost, refused
         Numbers of messages that never arrived, and of messages that arrived and were ignored.
         A message whose signature is wrong is drawn as refused in any case.
+    links
+        Addresses that arrows lead to, by the messages' numbers; any other arrow opens its message.
     width
         The widest that the diagram should be, in CSS pixels; many lifelines may need more.
 
@@ -183,8 +187,8 @@ def sequence_diagram(
     Raises
     ------
     ValueError
-        If ``parties`` leaves out a sender or receiver of the trace, or if a note or a fate is
-        given for a message that is not in it.
+        If ``parties`` leaves out a sender or receiver of the trace, or if a note, a fate or a link
+        is given for a message that is not in it.
 
     Notes
     -----
@@ -198,9 +202,10 @@ def sequence_diagram(
             f"parties={order!r} leaves out {joined(map(repr, missing))}, which messages of the "
             "trace name; add them, or filter the trace first"
         )
-    notes = notes or {}
+    notes, links = notes or {}, links or {}
     known = {m.number for m in trace}
-    for name, numbers in (("notes", notes), ("lost", lost), ("refused", refused)):
+    given = {"notes": notes, "lost": lost, "refused": refused, "links": links}
+    for name, numbers in given.items():
         if strangers := sorted(set(numbers) - known):
             raise ValueError(
                 f"{name} names {joined(map(str, strangers))}, but no message of this trace has "
@@ -213,7 +218,7 @@ def sequence_diagram(
     fates |= dict.fromkeys(lost, "lost")
 
     clock = Clock(trace)
-    plan = _Plan(order, clock, fates, time, scale)
+    plan = _Plan(order, clock, fates, time, scale, links)
     _fill(plan, trace, notes, groups=groups, fold=fold)
     _spread(plan, width)
     _stack(plan)
@@ -713,7 +718,7 @@ def _arrow(plan: _Plan, row: _Row) -> Iterator[Mark]:
             class_=f"u-m u-{own}",
             data_message=message.number,
             data_folded=" ".join(str(m.number) for m in row.folded) or None,
-            href=f"#@-m{message.number}",
+            href=plan.links.get(message.number, f"#@-m{message.number}"),
         ),
     )
     yield Title(says)
