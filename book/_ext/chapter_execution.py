@@ -10,7 +10,8 @@ recordings (a fingerprint over their bytes; when it changes, all results go), an
 the chapter saved while it ran (``_build/captures/<chapter>/``, by the environment variable
 ``UNDERHOOD_KEEP``; without them, pictures could not be checked against what was captured).
 
-Each kernel runs under :mod:`keeper`, so that nothing is left of it however the build ends.
+Each kernel runs under :mod:`keeper`, so that nothing is left of it however the build ends, and on
+this Python by neutral paths, so that captures and pages tell nothing of the machine.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ from myst_nb.core.read import is_myst_markdown_notebook, read_myst_markdown_note
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from sphinx.util import logging
+from traitlets import Unicode
+from traitlets.config import Config
+
+from underhood.stage.neutral import NeutralPython, neutral_folder
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -154,10 +159,13 @@ class Results:
 class KeptKernelManager(AsyncKernelManager):
     """A kernel manager whose kernels run under :mod:`keeper`, on this very Python."""
 
+    python = Unicode(config=True, help="This very Python, by a neutral path.")
+
     def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
         """Return the command of the kernel, preceded by its keeper's."""
         keeper = [sys.executable, str(KEEPER), str(os.getpid())]
-        return keeper + super().format_kernel_cmd(extra_arguments)
+        command = super().format_kernel_cmd(extra_arguments)
+        return keeper + [self.python if part == sys.executable else part for part in command]
 
 
 @dataclass(slots=True)
@@ -260,7 +268,7 @@ class Executor:
 
     async def _with_second_try(self, chapter: Chapter) -> Failure | None:
         for last in (False, True):
-            with tempfile.TemporaryDirectory(prefix="underhood-") as private:
+            with tempfile.TemporaryDirectory(prefix="underhood-", dir=neutral_folder()) as private:
                 folder = Path(private)
                 cell = RunningCell()
                 try:
@@ -291,8 +299,10 @@ class Executor:
         shutil.rmtree(captures, ignore_errors=True)
         captures.mkdir(parents=True)
         notebook = nbformat.from_dict(chapter.notebook)
+        python = NeutralPython(private)
         client = NotebookClient(
             notebook,
+            config=Config(KeptKernelManager={"python": python.executable}),
             kernel_manager_class=KeptKernelManager,
             timeout=self.timeout,
             startup_timeout=120,
@@ -304,29 +314,34 @@ class Executor:
         begin = time.monotonic()
         with (private / "kernel.log").open("wb") as said:
             await client.async_execute(
-                env=chapter_environment(private, self.results.build, captures),
+                env=chapter_environment(private, python, self.results.build, captures),
                 stdout=said,
                 stderr=said,
             )
         self.results.keep(chapter, notebook, time.monotonic() - begin)
 
 
-def chapter_environment(private: Path, build: Path, captures: Path) -> Mapping[str, str]:
+def chapter_environment(
+    private: Path, python: NeutralPython, build: Path, captures: Path
+) -> Mapping[str, str]:
     """Return the environment of a chapter's kernel.
 
     It is ours, but for what would make the page depend on whose machine built it: the reader's
-    IPython profile and Jupyter settings, and their name, which every message header carries.
+    IPython profile and Jupyter settings, the paths of their Python and of their temporary files,
+    and their name, which every message header carries.
     """
     return {
         **os.environ,
         "UNDERHOOD_KEEP": str(captures),
         "IPYTHONDIR": str(private / "ipython"),
         "JUPYTER_CONFIG_DIR": str(private / "jupyter"),
+        "JUPYTER_DATA_DIR": str(private / "data"),
         "JUPYTER_RUNTIME_DIR": str(private / "runtime"),
         "JUPYTER_PREFER_ENV_PATH": "1",
         "MPLCONFIGDIR": str(build / "matplotlib"),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PATH": os.pathsep.join([str(python.prefix / "bin"), os.environ.get("PATH", "")]),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "TMPDIR": neutral_folder(),
         **dict.fromkeys(("USER", "LOGNAME", "USERNAME"), USER),
     }
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Final
 
 from underhood import record
 from underhood.stage import jupyterhub, jupyterlab, notebook
+from underhood.stage.neutral import NeutralPython, neutral_folder
 
 HERE: Final = Path(__file__).resolve().parent
 BOOK: Final = HERE.parent
@@ -89,18 +92,26 @@ def chapters() -> list[Path]:
 
 
 def execute(chapter: Path) -> None:
-    """Execute a chapter in a kernel that notes its scenes."""
+    """Execute a chapter as a build does, in a kernel that notes its scenes."""
+    sys.path.insert(0, str(BOOK / "_ext"))
     import jupytext
+    from chapter_execution import KeptKernelManager, chapter_environment
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
-    document = jupytext.read(chapter)
-    NotebookClient(
-        document,
-        timeout=300,
-        kernel_name="python3",
-        extra_arguments=["--log-level=ERROR"],
-        resources={"metadata": {"path": str(chapter.parent)}},
-    ).execute()
+    with tempfile.TemporaryDirectory(prefix="underhood-", dir=neutral_folder()) as folder:
+        private = Path(folder)
+        python = NeutralPython(private)
+        environment = chapter_environment(private, python, private, private)
+        client = NotebookClient(
+            jupytext.read(chapter),
+            config=Config(KeptKernelManager={"python": python.executable}),
+            kernel_manager_class=KeptKernelManager,
+            kernel_name="python3",
+            timeout=300,
+            resources={"metadata": {"path": str(chapter.parent)}},
+        )
+        client.execute(env=environment, stderr=subprocess.DEVNULL)
 
 
 def main(names: Sequence[str]) -> None:

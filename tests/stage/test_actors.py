@@ -371,6 +371,37 @@ async def test_a_hub_serves_two_users(turn: int) -> None:
     ]
     assert trace.between("hub", "proxy").types("POST /api/routes/user/alice")
     assert trace.between("alice's server", "hub").types("GET /hub/api/user")
+    # Who looks whether a server is up is the hub; the proxy only passes on, and says for whom.
+    assert trace.between("hub", "alice's server").types("GET /user/alice/api")
+    passed_on = trace.between("proxy", "alice's server").protocol("http")
+    passed_on = passed_on.filter(lambda message: message.receiver == "alice's server")
+    assert passed_on
+    assert all("x-forwarded-for" in dict(message.headers) for message in passed_on)
+
+
+@pytest.mark.usefixtures("hub_is_here")
+async def test_who_is_in_does_not_notice_that_the_hub_is_frozen() -> None:
+    async with jupyterhub(users=["alice"], browser=False) as hub:
+        await hub.start_server("alice")
+        assert (await hub.request("GET", "/user/alice/api/status")).status == 200
+        await hub.freeze()
+        assert psutil.Process(hub.process.pid).status() == psutil.STATUS_STOPPED
+        assert (await hub.request("GET", "/user/alice/api/status")).status == 200
+        await hub.wake()
+        assert list(await hub.routes()) == ["/", "/user/alice/"]
+
+
+@pytest.mark.usefixtures("hub_is_here")
+async def test_a_hub_measures_the_memory_of_everybody_behind_it() -> None:
+    async with jupyterhub(users=["alice", "bob"], browser=False) as hub:
+        assert set(await hub.memory()) == {"hub", "proxy"}
+        await hub.start_server("alice")
+        assert set(await hub.memory()) == {"hub", "proxy", "alice's server"}
+        await hub.request("POST", "/user/alice/api/kernels", {"name": "python3"})
+        memory = await hub.memory()
+        assert set(memory) == {"hub", "proxy", "alice's server", "alice's kernels"}
+        for held in memory.values():
+            assert 1_000_000 < held["uss"] <= held["pss"] <= held["rss"]
 
 
 @pytest.mark.usefixtures("hub_is_here")
@@ -485,7 +516,7 @@ def test_actors_listen_on_loopback_only_and_captures_tell_nothing_of_this_machin
         "Quetzalcoatl",
         str(Path.cwd()),
         sys.prefix,
-        str(Path(sys.base_prefix).parent),
+        sys.base_prefix,
     }
     if len(os.uname().nodename) > 5:  # a shorter one is found by chance
         secrets.add(os.uname().nodename)

@@ -3,8 +3,9 @@
 Strategy: a :class:`Home` is a temporary folder with everything that a Jupyter program looks for
 (home, configuration, data, runtime, notebooks …), an environment built from nothing but those
 folders and a fixed user name, and a guardian process that owns the children (see
-:mod:`underhood.stage.guardian`). Python itself is reached through a link inside the home, so that
-no path of this machine stands in what the children say, and a capture can be published as it is.
+:mod:`underhood.stage.guardian`). Python itself is reached through links inside the home (see
+:mod:`underhood.stage.neutral`), so that no path of this machine stands in what the children say,
+and a capture can be published as it is.
 
 >>> async with Home() as home:
 ...     child = await home.start(["jupyter-server", "--port=0"], name="server")
@@ -15,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import getpass
 import json
 import os
 import secrets
@@ -32,6 +32,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from underhood.stage import guardian
+from underhood.stage.neutral import NeutralPython, neutral_folder
 
 USER: Final = "jovyan"
 """Everybody's user name on the stage: the one that Jupyter's own container images use."""
@@ -148,6 +149,8 @@ class Home:
         Where servers find their documents; empty at first.
     python : str
         The running Python, by a path that tells nothing of this machine.
+    neutral : callable
+        From a path within this Python to the same by way of the home; others stay as they are.
     environment : dict of str to str
         What children find in their environment.
     """
@@ -159,7 +162,7 @@ class Home:
         self._forsaken = False  # the guardian has ended
 
     async def __aenter__(self) -> Self:
-        self.folder = Path(tempfile.mkdtemp(prefix="underhood-stage-", dir=_neutral_folder()))
+        self.folder = Path(tempfile.mkdtemp(prefix="underhood-stage-", dir=neutral_folder()))
         try:
             self._furnish()
             self._guardian = subprocess.Popen(
@@ -203,11 +206,8 @@ class Home:
         }
         for folder in (*folders.values(), self.notebooks, place / "logs"):
             folder.mkdir(mode=0o700, parents=True)
-        # Python takes its prefix from the path by which it was called, so everything that it
-        # says of itself (and servers say a lot: templates, settings, extensions) begins here.
-        prefix = place / "env"
-        prefix.symlink_to(sys.prefix, target_is_directory=True)
-        self.python = str(self.neutral(Path(sys.executable)))
+        neutral = NeutralPython(place)
+        prefix, self.python, self.neutral = neutral.prefix, neutral.executable, neutral.path
         # JupyterLab resolves links in its folder's own path, but not in what lies inside.
         lab = jupyter / "lab"
         (lab / "settings").mkdir(parents=True)
@@ -227,12 +227,6 @@ class Home:
             "JUPYTER_NO_CONFIG": "1",
             guardian.MARK: self._mark,
         }
-
-    def neutral(self, path: Path) -> Path:
-        """Return a path within our Python's prefix by the way that begins in the home."""
-        if path.is_relative_to(sys.prefix):
-            return self.folder / "env" / path.relative_to(sys.prefix)
-        return path
 
     async def start(
         self,
@@ -351,15 +345,3 @@ def free_ports(count: int) -> list[int]:
         if port not in ports:
             ports.append(port)
     return ports
-
-
-def _neutral_folder() -> str:
-    """Return a temporary folder whose path names neither the user nor the host."""
-    usual = tempfile.gettempdir()
-    names = {Path.home().name, socket.gethostname()}
-    with contextlib.suppress(KeyError, OSError):  # a user without a name is fine
-        names.add(getpass.getuser())
-    for folder in (usual, "/tmp", "/var/tmp"):
-        if not names & set(Path(folder).resolve().parts) and os.access(folder, os.W_OK):
-            return folder
-    return usual
