@@ -3,8 +3,8 @@
 Strategy: the proxy and the hub are children in a neutral home, and the hub starts its users'
 servers there. Who talks to whom goes by address, so a tap needs a port of its own for each pair
 that a picture should tell apart: browser and script to the proxy, proxy to hub, hub to the
-proxy's API, each user's server to the hub, proxy to each user's server. Programs that cannot
-choose their port get free ones from the stage; taps choose theirs.
+proxy's API, each user's server to the hub, proxy and hub to each user's server. Programs that
+cannot choose their port get free ones from the stage; taps choose theirs.
 
 >>> async with record() as capture, jupyterhub(users=["alice", "bob"]) as hub:
 ...     alice = await hub.log_in("alice")
@@ -13,11 +13,13 @@ choose their port get free ones from the stage; taps choose theirs.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
 import secrets
 import shutil
+import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -187,6 +189,58 @@ class Hub:
 
         await self.process.until(gone, every=0.2)
 
+    async def freeze(self) -> None:
+        """Stop the hub in the middle of whatever it does, as an overloaded host would."""
+        import psutil
+
+        self.process.signal(signal.SIGSTOP)
+
+        async def stopped() -> bool:
+            return bool(psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
+
+        await self.process.until(stopped)
+
+    async def wake(self) -> None:
+        """Let the frozen hub go on."""
+        self.process.signal(signal.SIGCONT)
+
+    async def memory(self) -> dict[str, dict[str, int]]:
+        """Measure the memory of everybody on the stage but the browser, in bytes.
+
+        Returns
+        -------
+        dict
+            For ``"hub"``, ``"proxy"`` and, while they run, ``"alice's server"`` and ``"alice's
+            kernels"``: ``rss``, all that is resident; ``pss``, where what several processes share
+            is divided among them; ``uss``, what no other process shares. Where the system does
+            not tell ``pss`` (macOS), ``uss`` stands for it.
+        """
+        return await asyncio.to_thread(self._memory)
+
+    def _memory(self) -> dict[str, dict[str, int]]:
+        import psutil
+
+        def held(*processes: psutil.Process) -> dict[str, int]:
+            infos = []
+            for process in processes:
+                with contextlib.suppress(psutil.Error):  # it may have ended just now
+                    infos.append(process.memory_full_info())
+            return {
+                "rss": sum(info.rss for info in infos),
+                "pss": sum(getattr(info, "pss", info.uss) for info in infos),
+                "uss": sum(info.uss for info in infos),
+            }
+
+        hub = psutil.Process(self.process.pid)
+        found = {"hub": held(hub), "proxy": held(psutil.Process(self.proxy.pid))}
+        for server in hub.children():
+            with contextlib.suppress(psutil.Error):
+                if user := server.environ().get("JUPYTERHUB_USER"):
+                    found[f"{user}'s server"] = held(server)
+                    if kernels := server.children(recursive=True):
+                        found[f"{user}'s kernels"] = held(*kernels)
+        return dict(sorted(found.items()))
+
     async def routes(self) -> dict[str, str]:
         """Ask the hub for the proxy's routing table: from path to target."""
         table = (await self.request("GET", "/hub/api/proxy")).json()
@@ -267,13 +321,16 @@ async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterat
 
         folders: dict[str, Path] = {}
         places: dict[str, dict[str, Any]] = {}
+        doors: dict[str, str] = {}
         for user, port in zip(users, user_ports, strict=True):
             server = f"{user}'s server"
             folders[user] = home.folder / "users" / user
             folders[user].mkdir(mode=0o700, parents=True)
+            hubs, proxys = (taps.before(port, who, server) for who in ("hub", "proxy"))
+            doors[f"http://{HOST}:{hubs}"] = f"http://{HOST}:{proxys}"
             places[user] = {
                 "port": port,
-                "address": taps.before(port, "proxy", server),
+                "address": hubs,
                 "hub": f"http://{HOST}:{taps.before(hub_port, server, 'hub')}",
                 "environment": {
                     **_users_environment(home, folders[user]),
@@ -291,6 +348,7 @@ async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterat
                 "db_url": f"sqlite:///{home.folder / 'jupyter' / 'jupyterhub.sqlite'}",
                 "hub_bind_url": f"http://{HOST}:{hub_port}",
                 "hub_connect_url": hub_for_proxy,
+                "proxy_class": "underhood.stage.spawner.StageProxy",
                 "load_roles": [{"name": "course", "scopes": list(_SCOPES), "services": ["course"]}],
                 "services": [{"name": "course", "api_token": token}],
                 "spawner_class": "underhood.stage.spawner.StageSpawner",
@@ -302,6 +360,7 @@ async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterat
                 "auth_token": proxy_token,
                 "should_start": False,
             },
+            "StageProxy": {"doors": doors},
             "StageSpawner": {
                 "args": [
                     "--allow-root",
