@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import psutil
 import pytest
 from places import Place, command
 
+from underhood.capture.provisioner import PORTS, _find_ports
 from underhood.stage import StartError
 from underhood.stage.processes import USER, Home, free_ports
 
@@ -258,3 +261,30 @@ def test_free_ports_are_free_and_below_the_ephemeral_range() -> None:
     ports = free_ports(20)
     assert len(set(ports)) == 20
     assert all(20_000 <= port < 32_000 for port in ports)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ports are only found")
+def test_no_port_is_given_out_that_is_held_for_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, sockets = _find_ports("127.0.0.1", 5)
+    assert all(port in PORTS for port in held)
+    # Let chance propose these first, to the next kernel and to the next actor.
+    proposed: list[int] = []
+
+    def randbelow(below: int) -> int:
+        return proposed.pop() if proposed else secrets.SystemRandom().randrange(below)
+
+    monkeypatch.setattr(secrets, "randbelow", randbelow)
+    proposed[:] = [port - PORTS.start for port in held]
+    others, more = _find_ports("127.0.0.1", 1)
+    assert not proposed
+    proposed[:] = [port - PORTS.start for port in held + others]
+    actors = free_ports(1)
+    assert not proposed
+    assert not {*others, *actors} & set(held)
+    # The kernel itself binds as ZeroMQ does.
+    with socket.socket() as kernel:
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kernel.bind(("127.0.0.1", held[0]))
+        kernel.listen()
+    for sock in (*sockets, *more):
+        sock.close()

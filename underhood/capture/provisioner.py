@@ -14,9 +14,11 @@ nothing records, it is an ordinary :class:`jupyter_client.provisioning.LocalProv
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import json
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -37,6 +39,9 @@ CHANNELS: Final = {
     "control_port": "control",
     "hb_port": "heartbeat",
 }
+
+PORTS: Final = range(20_000, 32_000)
+"""Where tapped kernels listen: below the ports that systems give to who does not ask for one."""
 
 
 class TapProvisioner(LocalProvisioner):
@@ -185,16 +190,30 @@ def _find_ports(ip: str, count: int) -> tuple[list[int], tuple[socket.socket, ..
 
     Between finding a port and the kernel's bind, half a second later, another program may take it.
     On Linux it can be held: a socket that is bound, but does not listen, keeps others away, yet
-    lets a socket bind that sets SO_REUSEADDR, as ZeroMQ's do. Elsewhere it is only found.
+    lets a socket bind that sets SO_REUSEADDR, as ZeroMQ's do. Elsewhere it is only found. Other
+    kernels' ports were found, too, and are not held by anybody; so these ports lie below the range
+    from which systems choose, where nobody finds any by chance.
     """
     family, *_, address = socket.getaddrinfo(ip, 0, type=socket.SOCK_STREAM)[0]
-    held = []
-    for _ in range(count):
-        sock = socket.socket(family)
-        sock.bind(address)
-        # Set after the bind, so that the bind itself shared no port with anybody.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.append(sock)
+    held: list[socket.socket] = []
+    try:
+        while len(held) < count:
+            sock = socket.socket(family)
+            port = PORTS.start + secrets.randbelow(len(PORTS))
+            try:
+                sock.bind((address[0], port, *address[2:]))
+            except OSError as error:
+                sock.close()
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            # Set after the bind, so that the bind itself shared no port with anybody.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.append(sock)
+    except BaseException:
+        for sock in held:
+            sock.close()
+        raise
     ports = [sock.getsockname()[1] for sock in held]
     if sys.platform != "linux":
         while held:

@@ -31,6 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from underhood.capture.provisioner import PORTS
 from underhood.stage import guardian
 from underhood.stage.neutral import NeutralPython, neutral_folder
 
@@ -335,9 +336,9 @@ def free_ports(count: int) -> list[int]:
     """
     ports: list[int] = []
     while len(ports) < count:
-        port = 20_000 + secrets.randbelow(12_000)
+        port = PORTS.start + secrets.randbelow(len(PORTS))
+        # Without SO_REUSEADDR: it would find ports that are held for a tapped kernel.
         with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
             except OSError:
