@@ -73,7 +73,7 @@ SCENES: Final[Mapping[str, Callable[[], Awaitable[None]]]] = {
 }
 
 _BLOCK: Final = re.compile(r"^\s*async with .*?:\n", re.MULTILINE | re.DOTALL)
-_ON_STAGE: Final = re.compile(r"\b(jupyterlab|notebook|jupyterhub|web_page)\(")
+_ON_STAGE: Final = re.compile(r"\b(front_ends|jupyterlab|notebook|jupyterhub|web_page)\(")
 _NAME: Final = re.compile(r"\brecord\(\s*\"([^\"]+)\"")
 
 

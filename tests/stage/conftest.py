@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from places import LEFT_AFTER, LIMITS, TIMES, Place
 
-from underhood.stage import MissingActor
+from underhood.stage import Home, MissingActor
+from underhood.stage.console import find_consoles
 from underhood.stage.hub import find_proxy
 
 
@@ -62,6 +63,15 @@ def hub_is_here() -> None:
         find_proxy()
     except MissingActor as missing:
         _missing(str(missing))
+
+
+@pytest.fixture(scope="session")
+async def consoles_are_here(anyio_backend: str) -> None:
+    async with Home() as home:
+        try:
+            await find_consoles(home)
+        except MissingActor as missing:
+            _missing(str(missing))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,6 +1,7 @@
 """The stage: real actors that come and go cleanly, tapped while something is recording."""
 
 from underhood.stage.browser import web_page
+from underhood.stage.ensemble import front_ends
 from underhood.stage.hub import jupyterhub
 from underhood.stage.lab import jupyterlab, notebook
 from underhood.stage.processes import Home, StartError
@@ -12,6 +13,7 @@ __all__ = [
     "MissingActor",
     "ReplayError",
     "StartError",
+    "front_ends",
     "jupyter_server",
     "jupyterhub",
     "jupyterlab",

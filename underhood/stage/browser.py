@@ -344,6 +344,10 @@ class WebPage:
         await found.wait_for()
         return await found.inner_text()
 
+    async def ask(self, javascript: str) -> Any:
+        """Return the value of a JavaScript expression in the page, as JSON has it."""
+        return await self.page.evaluate(javascript)
+
     async def screenshot(self) -> Screenshot:
         """Return a picture of the page."""
         png = await self.page.screenshot(animations="disabled")

@@ -42,6 +42,11 @@ _DOORS: Final[Mapping[Kind, str]] = {"JupyterLab": "/lab/tree/", "Notebook": "/n
 
 _IN_FRONT: Final = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook"
 
+# Not by its classes: two views of one notebook may stand side by side, each with an active cell.
+_EDITOR: Final = """
+() => window.jupyterapp.shell.currentWidget.content.activeCell.node.querySelector('.cm-content')
+"""
+
 # The front end's own word on whether the kernel answers: `isReady` and a status of the kernel
 # alone come true too early, hence the connection's, and the display's, which counts what is due.
 _READY: Final = """
@@ -200,7 +205,9 @@ class FrontEnd(WebPage):
 
     async def type(self, source: str) -> None:
         """Type into the cell that is active, key by key (several lines: at one blow)."""
-        await self.page.locator(f"{_IN_FRONT} .jp-Cell.jp-mod-active .cm-content").click()
+        editor = (await self.page.evaluate_handle(_EDITOR)).as_element()
+        assert editor is not None
+        await editor.click()
         await self.page.keyboard.press("ControlOrMeta+End")
         if "\n" in source:  # the editor would indent each new line once more
             await self.page.keyboard.insert_text(source)
@@ -341,17 +348,35 @@ async def _front_end(
             server = await stack.enter_async_context(
                 jupyter_server(*arguments, extensions=EXTENSIONS, kernels=kernels, home=home)
             )
-        taps = Taps()
-        stack.push_async_callback(taps.close)
-        front_end = await stack.enter_async_context(
-            in_page(kind, browser, server.token, server.notebooks)
-        )
-        at = 0
-        if cached and active():
-            async with forwarded(server.port) as at:
-                await front_end.fill_cache(f"http://{HOST}:{at}", server.token)
-        front_end.base = f"http://{HOST}:{taps.before(server.port, client, 'server', at=at)}"
-        yield front_end
+        yield await stack.enter_async_context(visiting(kind, browser, server, client, cached))
+
+
+@contextlib.asynccontextmanager
+async def visiting(
+    kind: Kind, browser: Browser, server: Server, client: str, cached: bool = True
+) -> AsyncIterator[FrontEnd]:
+    """Give a front end a page of its own, and while something records, its own way to a server.
+
+    Parameters
+    ----------
+    browser
+        As :func:`~underhood.stage.browser.chromium` gives it.
+    server
+        A server with :data:`~underhood.stage.server.EXTENSIONS`.
+    client, cached
+        As for :func:`jupyterlab`.
+    """
+    taps = Taps()
+    try:
+        async with in_page(kind, browser, server.token, server.notebooks) as front_end:
+            at = 0
+            if cached and active():
+                async with forwarded(server.port) as at:
+                    await front_end.fill_cache(f"http://{HOST}:{at}", server.token)
+            front_end.base = f"http://{HOST}:{taps.before(server.port, client, 'server', at=at)}"
+            yield front_end
+    finally:
+        await taps.close()
 
 
 @contextlib.asynccontextmanager

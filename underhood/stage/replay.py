@@ -440,11 +440,12 @@ def _say(text: str) -> None:
 
 def _types() -> dict[str, Any]:
     """Return the classes that answers are made of, by name."""
-    from underhood.stage import browser, hub, lab, server
+    from underhood.stage import browser, console, ensemble, hub, lab, server
 
     kinds: tuple[Any, ...] = (
         browser.Frame, browser.NetworkTab, browser.Request, browser.Screenshot, browser.WebPage,
-        hub.Hub, lab.FrontEnd, lab.Run, server.Response,
+        console.QtConsole, console.TerminalConsole, ensemble.FrontEnds, hub.Hub, lab.FrontEnd,
+        lab.Run, server.Response,
     )  # fmt: skip
     return {kind.__name__: kind for kind in kinds}
 

@@ -234,7 +234,16 @@ class Taps:
     def __init__(self) -> None:
         self._taps: list[Tap] = []
 
-    def before(self, port: int, client: str, server: str, *, at: int = 0) -> int:
+    def before(
+        self,
+        port: int,
+        client: str,
+        server: str,
+        *,
+        at: int = 0,
+        channel: str = "http",
+        kernel_id: str = "",
+    ) -> int:
         """Put a tap in front of ``port``, if something is recording; return the port to use.
 
         Parameters
@@ -245,10 +254,12 @@ class Taps:
             The parties' names, as a diagram's lifelines will show them.
         at
             Where the tap listens; any free port by default.
+        channel, kernel_id
+            For a kernel's sockets: as in :class:`~underhood.capture.store.Link`.
         """
         if not active():
             return port
-        link = Link(client, server, "http")
+        link = Link(client, server, channel, kernel_id)
         new = Tap((HOST, at), [(HOST, port)], dict.fromkeys(active(), link))
         start(new)
         self._taps.append(new)
