@@ -231,8 +231,8 @@ def test_no_link_inside_the_site_is_broken(build):
     ids = {name: {str(tag["id"]) for tag in page.select("[id]")} for name, page in pages.items()}
     broken = []
     for name, page in pages.items():
-        for tag in page.select("a[href], link[href], img[src], script[src]"):
-            address = str(tag.get("href") or tag.get("src"))
+        for tag in page.select("a[href], svg a, link[href], img[src], script[src]"):
+            address = str(tag.get("href") or tag.get("xlink:href") or tag.get("src"))
             if re.match(r"[a-z]+:|//", address):
                 continue
             file, _, anchor = address.partition("#")

@@ -53,6 +53,8 @@ async def test_a_reader_opens_messages_in_a_trusted_notebook(saved: Path) -> Non
             await figure.locator(".uh-tools").wait_for()
             arrows = figure.locator("[data-message]")
             assert await arrows.count() == 7
+            # JupyterLab writes what went wrong below an output.
+            assert "Error" not in await lab.page.locator(".jp-OutputArea").first.inner_text()
             address = lab.page.url
 
             # By mouse.

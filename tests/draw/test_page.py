@@ -83,7 +83,7 @@ def test_html_is_well_formed_and_ids_are_unique(seed: int) -> None:
     assert elements.open == []
     ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
     assert len(set(ids)) == len(ids)
-    targets = {a["href"] for tag, a in elements.found if tag == "a" and "data-message" in a}
+    targets = {a["xlink:href"] for tag, a in elements.found if tag == "a" and "data-message" in a}
     assert targets <= {f"#{own}" for own in ids}
 
 

@@ -11,6 +11,7 @@ const build = (tag, properties = {}, ...children) => {
   element.append(...children);
   return element;
 };
+const target = (link) => link.getAttribute('xlink:href') ?? '';
 const all = (root, selector) => [...root.querySelectorAll(selector)];
 const thin = (count) => count === 1 ? '1 byte' : `${String(count).replace(/\B(?=(\d{3})+$)/g, '\u202f')} bytes`;
 const SHOWN = 192;
@@ -60,7 +61,7 @@ const enliven = (figure) => {
   for (let n = 2, own = figure.id; document.getElementById(figure.id) !== figure; n++) {
     const next = `${own}-again-${n}`;
     for (const inside of all(figure, `[id^="${figure.id}-m"]`)) inside.id = inside.id.replace(figure.id, next);
-    for (const link of all(figure, `a[href^="#${figure.id}-m"]`)) link.setAttribute('href', link.getAttribute('href').replace(figure.id, next));
+    for (const link of all(figure, `svg a[*|href^="#${figure.id}-m"]`)) link.setAttribute('xlink:href', target(link).replace(figure.id, next));
     figure.id = next;
   }
 
@@ -187,8 +188,8 @@ const enliven = (figure) => {
 
   // -- arrows: one stop for the Tab key, stepping with the arrow keys
 
-  // Some lead to another page instead of their message.
-  const leads = (arrow) => !(arrow.getAttribute('href') ?? '#').startsWith('#');
+  // Some lead to another page of a book instead of their message.
+  const leads = (arrow) => isPage && !/^(#|$)/.test(target(arrow));
   const rove = (arrow) => {
     if (!arrow) return;
     for (const other of arrows) other.setAttribute('tabindex', other === arrow ? '0' : '-1');
@@ -255,7 +256,7 @@ const enliven = (figure) => {
     all(copy, '*').forEach((element, n) => {
       const look = getComputedStyle(from[n]);
       if (/^(path|rect|text|tspan|g|circle)$/.test(element.tagName)) for (const what of LOOKS) element.style.setProperty(what, look.getPropertyValue(what));
-      element.removeAttribute('href');
+      element.removeAttribute('xlink:href');
       element.removeAttribute('tabindex');
     });
     copy.querySelector('.u-heads')?.removeAttribute('style');

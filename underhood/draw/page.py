@@ -143,7 +143,7 @@ class Picture:
     def _html(self, own_id: str) -> str:
         clock = Clock(self.trace)
         opened = len(self.trace) <= _OPENED
-        drawn = self.svg.replace('href="#@', f'href="#{own_id}') if self._draws else ""
+        drawn = self._linked(own_id) if self._draws else ""
         attributes = scenery.attributes(
             id=own_id,
             data_underhood=self.kind,
@@ -176,6 +176,14 @@ class Picture:
             parts.append(f'<script class="uh-asset">{script()}</script>')
         parts.append("</figure>")
         return "\n".join(part for part in parts if part)
+
+    def _linked(self, own_id: str) -> str:
+        """Return the drawing with its arrows' links as they may stand in a page."""
+        # JupyterLab rewrites the ``href`` of every link that it shows, and fails at those of an
+        # SVG, which cannot be assigned to (``handleAnchor`` in its rendermime package, 4.6). It
+        # does not look at the older ``xlink:href``, which browsers follow in the same way.
+        drawn = re.sub(r'(<a [^>]*?)href="', r'\1xlink:href="', self.svg)
+        return drawn.replace('href="#@', f'href="#{own_id}')
 
     def _messages(self, own_id: str, clock: Clock, opened: bool) -> Iterator[str]:
         """Write the messages, as a list to open and as a table, and what the script needs."""
