@@ -1,20 +1,23 @@
 # make book    builds the site: sets up .venv, executes the chapters, writes _build/html
 # make test    proves it: style, types, a build, and every test; sets up Chromium and the rest
+# make lab     opens the course in JupyterLab, each chapter as a notebook to run and change
 # make serve   shows the built site in your browser, on this computer only
 # make bench   measures the library beside peers, and prints ratios
 # make recordings   makes the recordings anew that are replayed where a browser or a hub is missing
 # make clean   removes what was built; .venv stays
 #
 # Each target does its own set-up (.ci/environment.py), and is quick when there is nothing to do.
-# Another Python is chosen by PYTHON=/path/to/python3.12, a part of the tests by TESTS=tests/draw.
+# Another Python is chosen by PYTHON=/path/to/python3.12, a part of the tests by TESTS=tests/draw,
+# options of JupyterLab by LAB=--no-browser.
 
 PYTHON ?= python3
 TESTS ?=
 PORT ?= 8000
+LAB ?=
 # Paths are relative, so that the project may live in a folder with a blank in its name.
 BIN := .venv/bin
 
-.PHONY: help book test style serve bench recordings clean
+.PHONY: help book test style lab serve bench recordings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,6 +50,13 @@ style:
 	@"$(BIN)/ruff" check --quiet .
 	@"$(BIN)/ruff" format --quiet --check .
 	@"$(BIN)/mypy" --strict underhood
+
+# As root, for example in a container, Jupyter wants to be told that this is meant.
+lab:
+	@$(environment) lab
+	@echo "Press Ctrl-C twice to stop."
+	@PATH="$$PWD/$(BIN):$$PATH" exec jupyter lab --ip=127.0.0.1 $$([ "$$(id -u)" != 0 ] || echo --allow-root) \
+		--LabApp.default_url=/lab/tree/book/index.md $(LAB)
 
 serve: book
 	@echo "Press Ctrl-C to stop."

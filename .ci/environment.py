@@ -1,13 +1,15 @@
 """Set up what the Makefile's targets need, say what is being done, and be quick the second time.
 
-Usage: ``python3 .ci/environment.py book``, or ``test``, or ``pins``.
+Usage: ``python3 .ci/environment.py book``, or ``lab``, ``test``, ``pins``.
 
 ``book``
     Creates ``.venv``, installs ``requirements.txt`` into it, and sees to what puts chapters on
     the stage: a Chromium, in which they open JupyterLab, and Node.js with the packages of
     ``package-lock.json``, among them JupyterHub's proxy.
+``lab``
+    Does that, and lets the JupyterLab in ``.venv`` open chapters as notebooks.
 ``test``
-    Does that, and sees to tshark.
+    Does what ``book`` does, and sees to tshark.
     What cannot be had is said. Chapters then replay a recording, and tests are skipped, unless
     ``UNDERHOOD_REQUIRE_LIVE`` is set: then both fail.
 ``pins``
@@ -264,6 +266,14 @@ def set_up_node() -> None:
         say(WITHOUT_NODE)
 
 
+def set_up_viewer() -> None:
+    """Let the JupyterLab in ``.venv``, and no other, open Markdown files as notebooks."""
+    settings = VENV / "etc" / "jupyter" / "labconfig" / "default_setting_overrides.json"
+    command = (BIN / "jupytext-config", "--settings-file", settings, "set-default-viewer")
+    if not run(*command, "markdown"):
+        say("Chapters open as text here. Right-click one, then choose Open With and Notebook.")
+
+
 def set_up_tshark() -> None:
     """See to it that there is a tshark, which reads our captures as an independent witness."""
     if shutil.which("tshark") or (is_root_on_debian() and apt_install("tshark")):
@@ -273,6 +283,7 @@ def set_up_tshark() -> None:
 
 STEPS = {
     "book": (set_up_python, set_up_chromium, set_up_node),
+    "lab": (set_up_python, set_up_chromium, set_up_node, set_up_viewer),
     "test": (set_up_python, set_up_chromium, set_up_node, set_up_tshark),
     "pins": (set_up_python, write_pins),
 }
