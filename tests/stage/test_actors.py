@@ -31,6 +31,7 @@ from underhood.stage import (
     notebook,
     web_page,
 )
+from underhood.stage.cells import run_cell
 from underhood.stage.lab import FrontEnd
 from underhood.stage.processes import free_ports
 from underhood.stage.server import EXTENSIONS, request
@@ -391,13 +392,22 @@ async def test_who_is_in_does_not_notice_that_the_hub_is_frozen() -> None:
         assert list(await hub.routes()) == ["/", "/user/alice/"]
 
 
+async def test_a_cell_runs_without_a_front_end() -> None:
+    async with jupyter_server() as server:
+        assert await run_cell(server.url, "1 / 0", token=server.token) == (
+            "ZeroDivisionError: division by zero"
+        )
+        with pytest.raises(ConnectionError, match="started no kernel: 403 Forbidden"):
+            await run_cell(server.url, "6 * 7", token="wrong")
+
+
 @pytest.mark.usefixtures("hub_is_here")
 async def test_a_hub_measures_the_memory_of_everybody_behind_it() -> None:
     async with jupyterhub(users=["alice", "bob"], browser=False) as hub:
         assert set(await hub.memory()) == {"hub", "proxy"}
         await hub.start_server("alice")
         assert set(await hub.memory()) == {"hub", "proxy", "alice's server"}
-        await hub.request("POST", "/user/alice/api/kernels", {"name": "python3"})
+        assert await hub.run_cell("alice", "print('six'); 6 * 7") == "six\n42"
         memory = await hub.memory()
         assert set(memory) == {"hub", "proxy", "alice's server", "alice's kernels"}
         for held in memory.values():

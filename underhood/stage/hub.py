@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from underhood.capture.recording import active, environment
 from underhood.stage import guardian
 from underhood.stage.browser import chromium
+from underhood.stage.cells import run_cell
 from underhood.stage.lab import FrontEnd, in_page
 from underhood.stage.processes import HOST, Child, Home, StartError, free_ports
 from underhood.stage.replay import MissingActor, on_stage
@@ -188,6 +189,13 @@ class Hub:
             return not (await self.request("GET", f"/hub/api/users/{user}")).json()["servers"]
 
         await self.process.until(gone, every=0.2)
+
+    async def run_cell(self, user: str, code: str) -> str:
+        """Start a kernel on a user's server, run code in it, and return the output as text.
+
+        The kernel stays; see :func:`underhood.stage.cells.run_cell`.
+        """
+        return await run_cell(f"{self.url}/user/{user}", code, token=self.token)
 
     async def freeze(self) -> None:
         """Stop the hub in the middle of whatever it does, as an overloaded host would."""
