@@ -30,7 +30,9 @@ KEYS: Final = ("name", "ours", "peer", "ratio", "unit")
 
 def names() -> list[str]:
     """Return the benchmarks there are, by the names of their modules."""
-    return sorted(m.name for m in pkgutil.iter_modules([str(HERE)]) if m.name != "__main__")
+    return sorted(
+        m.name for m in pkgutil.iter_modules([str(HERE)]) if m.name != "__main__" and not m.ispkg
+    )
 
 
 def measure(name: str) -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""The audit of the built site: what Lighthouse says of it."""
