@@ -333,5 +333,13 @@ const enliven = (figure) => {
   addEventListener('beforeprint', () => { const table = figure.querySelector('.uh-table'); if (table) table.open = true; });
 };
 
-for (const figure of all(document, 'figure.underhood:not([data-live])')) enliven(figure);
+// One at a time: a page with many must not keep its reader waiting.
+const waiting = all(document, 'figure.underhood:not([data-live])');
+const next = () => {
+  const figure = waiting.shift();
+  if (!figure) return;
+  if (!figure.dataset.live) enliven(figure);
+  setTimeout(next);
+};
+next();
 })();
