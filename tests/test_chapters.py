@@ -24,6 +24,8 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 import underhood
 
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
+#: Pages with cells; the others, as the glossary, are only read.
+EXECUTED = [page for page in PAGES if "```{code-cell}" in (ROOT / f"{page}.md").read_text("utf-8")]
 CHAPTERS = [page for page in PAGES if re.match(r"book/(meet|fundamentals|tooling|build)/", page)]
 UNITS = (
     "ms|milliseconds?|microseconds?|seconds?|messages?|requests?|replies|bytes?|kB|MB|frames?|"
@@ -98,6 +100,11 @@ def page(request: pytest.FixtureRequest, build: Path) -> Executed:
     return Executed(request.param, build)
 
 
+@pytest.fixture(scope="session", params=EXECUTED)
+def executed(request: pytest.FixtureRequest, build: Path) -> Executed:
+    return Executed(request.param, build)
+
+
 @pytest.fixture(scope="session", params=CHAPTERS)
 def chapter(request: pytest.FixtureRequest, build: Path) -> Executed:
     return Executed(request.param, build)
@@ -115,9 +122,9 @@ def test_every_chapter_that_lies_in_the_book_is_in_its_contents():
 # ---- every page
 
 
-def test_saving_a_page_as_a_notebook_changes_nothing_in_its_file(page):
-    notebook = jupytext.reads(page.text, fmt="md:myst")
-    assert jupytext.writes(notebook, fmt="md:myst") == page.text
+def test_saving_a_page_as_a_notebook_changes_nothing_in_its_file(executed):
+    notebook = jupytext.reads(executed.text, fmt="md:myst")
+    assert jupytext.writes(notebook, fmt="md:myst") == executed.text
 
 
 def test_a_page_describes_itself_to_search_engines(page):
@@ -125,25 +132,25 @@ def test_a_page_describes_itself_to_search_engines(page):
     assert 50 <= len(description) <= 200, len(description)
 
 
-def test_no_cell_failed_but_those_that_were_meant_to(page):
-    for cell in page.cells:
+def test_no_cell_failed_but_those_that_were_meant_to(executed):
+    for cell in executed.cells:
         errors = [output for output in cell.outputs if output.output_type == "error"]
         if errors:
             assert "raises-exception" in cell.metadata.get("tags", []), errors[0].traceback
 
 
-def test_no_cell_wrote_a_warning_into_the_page(page):
-    for cell in page.cells:
+def test_no_cell_wrote_a_warning_into_the_page(executed):
+    for cell in executed.cells:
         for output in cell.outputs:
             assert output.get("name") != "stderr", output.text
 
 
-def test_every_picture_was_drawn_from_a_capture_of_that_page(page):
+def test_every_picture_was_drawn_from_a_capture_of_that_page(executed):
     # A view of single spans or durations has no query; whoever calls it chose them.
-    drawn = [picture for picture in page.pictures if picture["data-query"] != "[]"]
-    assert drawn, f"{page.name} has no picture"
+    drawn = [picture for picture in executed.pictures if picture["data-query"] != "[]"]
+    assert drawn, f"{executed.name} has no picture"
     for picture in drawn:
-        assert (page.captures / f"{picture['data-capture']}.pcapng").is_file(), picture[
+        assert (executed.captures / f"{picture['data-capture']}.pcapng").is_file(), picture[
             "data-capture"
         ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import getpass
 import http.server
+import importlib.metadata
 import json
 import os
 import re
@@ -19,12 +20,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from xml.etree import ElementTree
 
+import nbformat
 import pytest
+import yaml
 from bs4 import BeautifulSoup, Tag
+from chapter_execution import Chapter, Results
 from checkout import ROOT, missing
+from page_foot import duration
+from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, sync_playwright
 from sphinx_external_toc.parsing import parse_toc_yaml
 
@@ -32,7 +41,14 @@ import underhood
 from underhood import Trace
 
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
+#: Pages with cells; the others, as the glossary, are only read.
+EXECUTED = [page for page in PAGES if "```{code-cell}" in (ROOT / f"{page}.md").read_text("utf-8")]
+CHAPTERS = [page for page in PAGES if re.match(r"book/(meet|fundamentals|tooling|build)/", page)]
 OTHERS = ["search"]
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+#: Where the site is published, and the path of that.
+SITE = str(CONFIG["sphinx"]["config"]["html_baseurl"])
+PATH = urlsplit(SITE).path
 AXE_RUN = "axe.run(document, {preload: false, resultTypes: ['violations']})"
 AXE = ROOT / "node_modules/axe-core/axe.min.js"
 
@@ -109,7 +125,7 @@ def figures(build: Path, page: str, kind: str = "sequence") -> list[Tag]:
     return list(BeautifulSoup(html, "html.parser").select(f'[data-underhood="{kind}"]'))
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", EXECUTED)
 def test_every_arrow_is_a_message_captured_in_this_build_and_every_message_an_arrow(build, page):
     found = figures(build, page)
     assert found, f"{page} has no sequence diagram"
@@ -131,7 +147,7 @@ def first_figure(build: Path, page: str) -> tuple[Tag, list[Tag]]:
     pytest.fail(f"{page} has no diagram with three arrows")
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", EXECUTED)
 def test_the_comparison_notices_an_arrow_that_is_dropped_invented_moved_turned_or_renamed(
     build, page
 ):
@@ -165,7 +181,7 @@ def test_the_comparison_notices_an_arrow_that_is_dropped_invented_moved_turned_o
     assert differences(figure, captures), "a wrong label was not noticed"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", EXECUTED)
 def test_every_picture_has_alternative_text_made_from_its_messages(build, page):
     for figure in figures(build, page):
         svg = figure.select_one("svg:has(> title)")
@@ -237,6 +253,8 @@ def test_no_link_inside_the_site_is_broken(build):
                 continue
             file, _, anchor = address.partition("#")
             target = os.path.normpath(os.path.join(os.path.dirname(name), file.split("?")[0]))
+            if file.startswith(PATH):  # on the page for addresses that lead nowhere
+                target = file.removeprefix(PATH).split("?")[0]
             target = target if file else name
             if not (build / "html" / target).exists() or (
                 anchor and target in ids and anchor not in ids[target]
@@ -249,6 +267,155 @@ def test_every_id_on_a_page_is_unique(build):
     for path in (build / "html/book").rglob("*.html"):
         ids = re.findall(r'\sid="([^"]+)"', path.read_text(encoding="utf-8"))
         assert sorted({name for name in ids if ids.count(name) > 1}) == [], path.name
+
+
+# ---- what is below each page, and what can be taken along
+
+
+def html(build: Path, page: str) -> BeautifulSoup:
+    return BeautifulSoup((build / f"html/{page}.html").read_text(encoding="utf-8"), "html.parser")
+
+
+def link(page: BeautifulSoup, words: str) -> str:
+    """Return the address behind these words."""
+    found = [a for a in page.select("a[href]") if " ".join(a.get_text().split()) == words]
+    assert found, f"no link says “{words}”"
+    return str(found[0]["href"])
+
+
+@pytest.mark.parametrize("page", EXECUTED)
+def test_the_launch_button_opens_this_very_page_in_jupyterlab(build, page):
+    repository = CONFIG["repository"]["url"].removeprefix("https://github.com/")
+    address = f"https://mybinder.org/v2/gh/{repository}/main?urlpath=lab/tree/{page}.md"
+    soup = html(build, page)
+    assert link(soup, "Open it in Binder") == address
+    assert link(soup, "Binder") == address
+    assert (ROOT / f"{page}.md").is_file()
+    # Where a notebook of the same name lies beside it, the theme would open that instead.
+    assert not (ROOT / f"{page}.ipynb").exists()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_where_to_mend_it(build, page):
+    soup = html(build, page)
+    assert link(soup, "Edit this page").endswith(f"/edit/main/{page}.md")
+    assert f"/issues/new?title={page}" in link(soup, "report a mistake")
+
+
+@pytest.mark.parametrize("page", EXECUTED)
+def test_a_page_says_when_and_with_what_it_was_executed(build, page):
+    chapter = Chapter.read(page, ROOT / f"{page}.md")
+    results = Results(ROOT, build, build / ".jupyter_cache")
+    foot = html(build, page).select_one(".page-foot")
+    said = " ".join(foot.get_text(" ").split())
+    at = datetime.fromisoformat(str(foot.select_one("time")["datetime"])).timestamp()
+    assert abs(at - results.executed_at(chapter)) <= 1
+    run = results.run_of(chapter)
+    assert f"in {duration(run['execution_seconds'])}" in said
+    for name, version in run["versions"].items():
+        assert f"{name} {version}" in said
+    assert run["versions"]["ipykernel"] == importlib.metadata.version("ipykernel")
+
+
+@pytest.mark.parametrize("page", EXECUTED)
+def test_all_captures_of_a_page_can_be_taken_along(build, page):
+    captures = sorted((build / "captures" / page).glob("*.pcapng"))
+    assert captures
+    soup = html(build, page)
+    for path in captures:
+        offered = (build / f"html/{page}.html").parent / link(soup, path.name)
+        assert offered.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("page", EXECUTED)
+def test_the_notebook_of_a_page_is_valid_executed_and_free_of_myst(build, page):
+    place = (build / f"html/{page}.html").parent / link(html(build, page), "The executed notebook")
+    notebook = nbformat.read(place, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code if cell.source.strip())
+    pictures = [o for c in code for o in c.outputs if "data-underhood" in str(o.get("data"))]
+    drawn = html(build, page).select("[data-underhood]")
+    assert len(pictures) == len(drawn)
+    for picture in pictures:
+        if '<div class="uh-stage"' in picture.data["text/html"]:
+            assert '<img alt="' in picture.data["text/html"], "no image where styles are taken out"
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            prose = re.sub(r"```.*?```|`[^`]*`", "", cell.source, flags=re.DOTALL)
+            assert not re.search(r"\{[\w:-]+\}|^:::|^\(.*\)=$|…\]\(", prose, re.MULTILINE), prose
+            assert ".md)" not in prose, prose
+    titles = [c.source for c in notebook.cells if c.source.startswith("#### Solution")]
+    assert len(titles) == len(html(build, page).select("details.solution"))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith("book/appendix/")])
+def test_a_term_is_a_link_where_it_first_occurs_and_says_what_it_means(build, page):
+    soup = html(build, page)
+    links = soup.select("article a.term")
+    assert links, "no term of the glossary occurs"
+    addresses = [str(a["href"]).partition("#")[2] for a in links]
+    assert len(set(addresses)) == len(addresses), "a term is a link twice"
+    glossary = html(build, "book/appendix/glossary")
+    for a in links:
+        term = glossary.select_one(f"dt#{str(a['href']).partition('#')[2]}")
+        meaning = " ".join(term.find_next("dd").p.get_text().split())
+        tip = soup.select_one(f"#{a['aria-describedby']}")
+        assert " ".join(tip.get_text().split()) == meaning
+        assert a.find_parent(["pre", "code", "h1", "h2", "h3", "summary"]) is None
+
+
+def test_the_map_of_the_first_page_has_every_chapter_with_the_minutes_of_its_card(build):
+    entries = html(build, "book/index").select(".course-map li")
+    found = {}
+    for entry in entries:
+        page = os.path.normpath(f"book/{entry.a['href']}").removesuffix(".html")
+        found[page] = entry.select_one("small").get_text().removesuffix(" min")
+    cards = {}
+    for page in CHAPTERS:
+        rows = html(build, page).select("table.chapter-card tr")
+        cards[page] = next(r.td.get_text(strip=True) for r in rows if r.th.get_text() == "Minutes")
+    assert found == cards
+    assert list(found) == CHAPTERS, "the order is another than in _toc.yml"
+
+
+# ---- for search engines, and for people who were sent a link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_what_it_is_and_where_it_belongs(build, page):
+    soup = html(build, page)
+    assert soup.select_one("link[rel=canonical]")["href"] == f"{SITE}{page}.html"
+    about = json.loads(soup.select_one('script[type="application/ld+json"]').string)
+    assert about["@type"] == ("Course" if page == "book/index" else "LearningResource")
+    assert about["url"] == f"{SITE}{page}.html"
+    assert about["description"] == soup.select_one("meta[name=description]")["content"]
+    if page == "book/index":
+        parts = [part["url"].removeprefix(SITE).removesuffix(".html") for part in about["hasPart"]]
+        assert parts == CHAPTERS
+    elif page in CHAPTERS:
+        assert len(about["teaches"]) == 3
+        assert re.fullmatch(r"PT\d+M", about["timeRequired"])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_shared_link_shows_a_card_of_the_page(build, page):
+    soup = html(build, page)
+    shown = {str(tag["property"]): str(tag["content"]) for tag in soup.select("meta[property]")}
+    assert shown["og:url"] == f"{SITE}{page}.html"
+    assert shown["og:title"] == soup.h1.find(string=True)
+    picture = shown["og:image"]
+    assert picture.startswith(SITE)
+    with Image.open(build / "html" / picture.removeprefix(SITE)) as card:
+        assert card.size == (1200, 630)
+    assert (shown["og:image:width"], shown["og:image:height"]) == ("1200", "630")
+
+
+def test_the_sitemap_lists_every_page_and_robots_find_it(build):
+    tree = ElementTree.parse(build / "html/sitemap.xml")
+    found = [element.text for element in tree.iter() if element.tag.endswith("}loc")]
+    assert found == [f"{SITE}{page}.html" for page in PAGES]
+    assert f"Sitemap: {SITE}sitemap.xml" in (build / "html/robots.txt").read_text().splitlines()
 
 
 # ---- in the browser
@@ -334,7 +501,7 @@ def test_a_page_opens_silently_from_one_host_fits_and_is_accessible(
 
 
 def test_without_javascript_a_page_can_be_read_and_its_boxes_opened(browser, address):
-    page = next(name for name in PAGES if name != "book/index")
+    page = CHAPTERS[0]
     with visit(browser, f"{address}{page}.html", java_script_enabled=False) as seen:
         assert seen.page.locator("[data-underhood] svg").first.is_visible()
         solution = seen.page.locator("details.solution").first
@@ -345,7 +512,7 @@ def test_without_javascript_a_page_can_be_read_and_its_boxes_opened(browser, add
 
 
 def test_a_solution_opens_by_keyboard_alone(browser, address):
-    page = next(name for name in PAGES if name != "book/index")
+    page = CHAPTERS[0]
     with visit(browser, f"{address}{page}.html") as seen:
         solution = seen.page.locator("details.solution").first
         solution.locator(":scope > summary").focus()
@@ -377,3 +544,90 @@ def test_search_finds_a_chapter(browser, address):
 def test_the_root_leads_to_the_first_page(browser, address):
     with visit(browser, address) as seen:
         seen.page.wait_for_url("**/book/index.html")
+
+
+# ---- what readers do
+
+
+def test_a_term_says_its_meaning_by_mouse_by_keyboard_and_by_touch(browser, address):
+    page = f"{address}{CHAPTERS[0]}.html"
+    with visit(browser, page, viewport={"width": 1280, "height": 900}) as seen:
+        link = seen.page.locator("article a.term").first
+        tip = seen.page.locator("article a.term + .term-tip").first
+        assert not tip.is_visible()
+        link.hover()
+        assert tip.is_visible()
+        tip.hover()
+        assert tip.is_visible(), "the meaning cannot be pointed at"
+        seen.page.mouse.move(5, 5)
+        assert not tip.is_visible()
+        link.evaluate("link => link.focus({focusVisible: true})")
+        assert tip.is_visible()
+        seen.page.keyboard.press("Escape")
+        assert not tip.is_visible()
+        seen.page.keyboard.press("Enter")
+        seen.page.wait_for_url("**/book/appendix/glossary.html#term-*")
+    phone = {"width": 390, "height": 800}
+    with visit(browser, page, viewport=phone, has_touch=True, is_mobile=True) as seen:
+        for number in range(seen.page.locator("article a.term").count()):
+            link = seen.page.locator("article a.term").nth(number)
+            if not link.is_visible():
+                continue  # in a box that is closed
+            link.tap()
+            tip = seen.page.locator("article a.term + .term-tip").nth(number)
+            box = tip.bounding_box()
+            assert box
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 390
+            assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390
+            seen.page.locator("article h1").tap()
+            assert not tip.is_visible()
+
+
+def test_a_term_says_its_meaning_without_javascript(browser, address):
+    with visit(browser, f"{address}{CHAPTERS[0]}.html", java_script_enabled=False) as seen:
+        seen.page.locator("article a.term").first.hover()
+        assert seen.page.locator("article a.term + .term-tip").first.is_visible()
+
+
+def test_the_site_works_from_a_folder_without_a_server(browser, build):
+    with visit(browser, (build / "html/index.html").as_uri()) as seen:
+        seen.page.wait_for_url("**/book/index.html")
+        seen.page.locator(".course-map a").first.click()
+        seen.page.wait_for_url(f"**/{CHAPTERS[0]}.html")
+        assert seen.page.locator("[data-underhood] svg").first.is_visible()
+        seen.page.locator("a.right-next").click()
+        seen.page.wait_for_url(f"**/{PAGES[PAGES.index(CHAPTERS[0]) + 1]}.html")
+        assert seen.console == []
+        assert [url for url in seen.requests if not url.startswith(("file:", "data:"))] == []
+
+
+def test_an_address_that_leads_nowhere_gets_a_page_that_leads_on(browser, build):
+    site = build / "html"
+
+    class Pages(http.server.SimpleHTTPRequestHandler):
+        """Serves the site as GitHub Pages does: in a folder, with 404.html for what is missing."""
+
+        def do_GET(self) -> None:
+            path = site / self.path.split("?")[0].removeprefix(PATH)
+            found = path.is_file()
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Type", self.guess_type(path if found else "404.html"))
+            self.end_headers()
+            self.wfile.write((path if found else site / "404.html").read_bytes())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        home = f"http://127.0.0.1:{server.server_port}"
+        with visit(browser, f"{home}{PATH}book/nowhere/at/all.html") as seen:
+            assert seen.page.locator("h1").inner_text() == "No page is here"
+            assert [url for url in seen.requests if not url.startswith(home)] == []
+            assert seen.page.locator(".hood-mark").first.bounding_box()["height"] <= 60
+            seen.page.evaluate(AXE.read_text(encoding="utf-8"))
+            assert [fault["id"] for fault in seen.page.evaluate(AXE_RUN)["violations"]] == []
+            seen.page.get_by_role("link", name="The first page").click()
+            seen.page.wait_for_url(f"{home}{PATH}book/index.html")
+        server.shutdown()

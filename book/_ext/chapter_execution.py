@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import platform
 import re
 import shutil
 import sys
@@ -28,6 +29,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,13 +142,25 @@ class Results:
             return None
         return float(record.data.get("executed_at", 0.0))
 
+    def run_of(self, chapter: Chapter) -> Mapping[str, Any]:
+        """Return what is known of the chapter's last run: when, how long, where, with what."""
+        try:
+            return dict(self.cache.match_cache_notebook(chapter.notebook).data)
+        except KeyError:
+            return {}
+
     def keep(self, chapter: Chapter, executed: nbformat.NotebookNode, seconds: float) -> None:
         """Put an executed chapter into the cache, in place of its older results."""
         uri = str(chapter.path)
+        run = {
+            "execution_seconds": seconds,
+            "executed_at": time.time(),
+            "machine": f"{platform.system()} on {platform.machine()}",
+            "processors": os.cpu_count(),
+            "versions": versions_used(executed),
+        }
         record = self.cache.cache_notebook_bundle(
-            CacheBundleIn(
-                executed, uri, data={"execution_seconds": seconds, "executed_at": time.time()}
-            ),
+            CacheBundleIn(executed, uri, data=run),
             check_validity=False,
             overwrite=True,
         )
@@ -154,6 +168,35 @@ class Results:
         for older in self.cache.list_cache_records():
             if older.uri == uri and older.pk != record.pk:
                 self.cache.remove_cache(older.pk)
+
+
+#: Packages behind each chapter: its kernel, and what it is spoken to with.
+ALWAYS = ("ipykernel", "jupyter_client", "pyzmq")
+#: Packages behind what a chapter takes from the stage, by the module of it.
+ON_STAGE = {
+    "server": ("jupyter_server",),
+    "lab": ("jupyterlab", "jupyter_server"),
+    "hub": ("jupyterhub", "jupyterlab", "jupyter_server"),
+    "console": ("jupyter-console", "qtconsole"),
+    "ensemble": ("jupyterlab", "notebook", "jupyter_server", "jupyter-console", "qtconsole"),
+    "gateway": ("jupyter_kernel_gateway",),
+}
+
+
+def versions_used(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    """Return the versions of what a notebook imports and puts on the stage; Python's first."""
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    modules = re.findall(r"^\s*(?:from|import) +([\w.]+)", code, flags=re.MULTILINE)
+    staged = re.findall(r"underhood\.stage\.(\w+)|from underhood\.stage import ([\w, ]+)", code)
+    words = set(re.findall(r"\w+", " ".join(part for found in staged for part in found)))
+    known = packages_distributions()
+    names = {*ALWAYS, *(name for word in words for name in ON_STAGE.get(word, ()))}
+    names.update(name for module in modules for name in known.get(module.partition(".")[0], ()))
+    found = {"Python": platform.python_version()}
+    for name in sorted(names - {"underhood", "myst-nb"}, key=str.lower):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 class KeptKernelManager(AsyncKernelManager):

@@ -18,13 +18,13 @@ from docutils import nodes
 from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx.locale import admonitionlabels
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.writers.html5 import HTML5Translator
 
 from underhood.draw.palette import CHANNELS, COLOURS
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.builders import Builder
-    from sphinx.writers.html5 import HTML5Translator
 
 CHATTER = re.compile(
     r"console\.(?:log|debug|info)\((?:`\[(?:PST|SBT)\][^`]*`|\"\[(?:PST|SBT)\][^\"]*\")\)"
@@ -73,6 +73,13 @@ def visit_hidden_cell(self: HTML5Translator, node: HideCodeCellNode) -> None:
 def depart_hidden_cell(self: HTML5Translator, node: HideCodeCellNode) -> None:
     """Close it."""
     self.body.append("</details>\n")
+
+
+def visit_citation(self: HTML5Translator, node: nodes.citation) -> None:
+    """Open an entry of the bibliography: an item of a list, as docutils' own role is no more."""
+    if not isinstance(node.previous_sibling(), nodes.citation):
+        self.body.append('<div role="list" class="citation-list">\n')
+    self.body.append(self.starttag(node, "div", classes=["citation"], role="listitem"))
 
 
 class Boxes(SphinxPostTransform):
@@ -142,6 +149,7 @@ def write_palette(app: Sphinx) -> None:
     app.config.html_static_path.append(str(folder))
     app.add_css_file(PALETTE_FILE)
     app.add_css_file("course.css")
+    app.add_js_file("course.js", loading_method="defer")
 
 
 def complete_context(
@@ -190,6 +198,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("comments_config", {}, "")
     app.add_node(Details, html=(visit_details, depart_details))
     app.add_node(Summary, html=(visit_summary, depart_summary))
+    app.add_node(
+        nodes.citation, override=True, html=(visit_citation, HTML5Translator.depart_citation)
+    )
     app.add_node(HideCodeCellNode, override=True, html=(visit_hidden_cell, depart_hidden_cell))
     app.add_post_transform(Boxes)
     app.connect("builder-inited", write_palette)
