@@ -87,8 +87,9 @@ def scenes_of(chapter: Path) -> list[str]:
 
 
 def chapters() -> list[Path]:
-    """Return the chapters that need a browser or a hub."""
-    return [page for page in sorted(BOOK.rglob("*.md")) if scenes_of(page)]
+    """Return the chapters that need a browser or a hub (JupyterLab leaves copies in a folder)."""
+    pages = [page for page in sorted(BOOK.rglob("*.md")) if ".ipynb_checkpoints" not in page.parts]
+    return [page for page in pages if scenes_of(page)]
 
 
 def execute(chapter: Path) -> None:

@@ -132,7 +132,7 @@ def test_there_are_recordings_of_all_scenes() -> None:
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_recording_is_whole_and_small_and_says_when_and_with_what(name: str) -> None:
     path = recordings_folder() / f"{name}.pcapng"
-    assert path.stat().st_size < 4_000_000
+    assert path.stat().st_size < 2_000_000
     capture = Capture.load(path)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", capture.notes["date"])
     assert {"Python", "Chromium", "jupyter_server", "ipykernel"} <= set(capture.notes)
@@ -146,11 +146,19 @@ def test_a_recording_is_whole_and_small_and_says_when_and_with_what(name: str) -
     assert [call for part in script["parts"] for call in part["calls"]]
 
 
+@pytest.mark.parametrize("scene", list(RENEW.SCENES))
+def test_actors_part_in_good_order(scene: str) -> None:
+    """Browsers leave before servers end, so nothing hangs in the air; one question was too much."""
+    found = Capture.load(recordings_folder() / f"{scene}.pcapng").trace().check()
+    refused = ["GET /user/bob/api/status got 403 Forbidden"] if scene == "hub" else []
+    assert [str(finding).partition(": ")[2] for finding in found] == refused
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_recording_tells_nothing_of_the_machine_that_made_it(name: str) -> None:
     for path in recordings_folder().glob(f"{name}.*"):
         text = path.read_bytes()
-        for secret in (str(ROOT), str(Path.home()), sys.prefix):
+        for secret in (str(ROOT), str(Path.home()), sys.prefix, sys.base_prefix):
             assert secret.encode() not in text
 
 

@@ -348,6 +348,13 @@ class WebPage:
         """Return the value of a JavaScript expression in the page, as JSON has it."""
         return await self.page.evaluate(javascript)
 
+    async def forget(self) -> None:
+        """Leave the page, and forget what was seen there and all cookies; the cache stays."""
+        await self.page.goto("about:blank")
+        await self.page.context.clear_cookies()
+        self.network.requests.clear()
+        self.network.frames.clear()
+
     async def screenshot(self) -> Screenshot:
         """Return a picture of the page."""
         png = await self.page.screenshot(animations="disabled")

@@ -22,7 +22,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from underhood.capture.recording import active, environment
 from underhood.stage import guardian
@@ -41,9 +41,6 @@ from underhood.stage.server import (
     request,
     settle,
 )
-
-if TYPE_CHECKING:
-    from playwright.async_api import Browser
 
 _PROXY: Final = "configurable-http-proxy"
 
@@ -78,18 +75,14 @@ class Hub:
         token: str,
         process: Child,
         proxy: Child,
-        folders: Mapping[str, Path],
-        browser: Browser | None,
-        cached: bool,
-        public: int,
+        visitors: _Visitors | None,
+        ports: tuple[int, int],
         taps: Taps,
-        stack: contextlib.AsyncExitStack,
     ) -> None:
         self.url, self.users = url, users
         self.password, self.token = password, token
         self.process, self.proxy = process, proxy
-        self._folders, self._browser, self._cached = folders, browser, cached
-        self._public, self._taps, self._stack = public, taps, stack
+        self._visitors, self._ports, self._taps = visitors, ports, taps
 
     def __repr__(self) -> str:
         return f"<Hub at {self.url}, {len(self.users)} users, {self.process!r}>"
@@ -128,32 +121,26 @@ class Hub:
     async def log_in(self, user: str) -> FrontEnd:
         """Log a user in with the browser, and wait until JupyterLab stands before them.
 
-        It lasts as long as the hub.
+        It lasts until the user's server is stopped, or the hub.
 
         Raises
         ------
         ValueError
             If the hub was started without a browser, or does not know the user.
         """
-        if user not in self.users or self._browser is None:
+        if user not in self.users or self._visitors is None:
             who = " and ".join(self.users)
             raise ValueError(
                 f"{user!r} cannot log in: "
-                + (f"the users are {who}" if self._browser else "the hub has no browser")
+                + (f"the users are {who}" if self._visitors else "the hub has no browser")
             )
-        lab = await self._stack.enter_async_context(
-            in_page("JupyterLab", self._browser, "", self._folders[user])
-        )
-        at = 0
-        if self._cached and active():
-            # A server of the same name and address, in a home of its own.
-            base_url = f"--ServerApp.base_url=/user/{user}/"
-            async with (
-                jupyter_server(base_url, extensions=EXTENSIONS) as server,
-                forwarded(server.port) as at,
-            ):
-                await lab.fill_cache(f"http://{HOST}:{at}/user/{user}", server.token)
-        at = self._taps.before(self._public, f"{user}'s browser", "proxy", at=at)
+        public, hub = self._ports
+        lab, at = await self._visitors.come(user)
+        if at:  # then for the hub's own pages as well
+            async with forwarded(hub, at=at):
+                await lab.page.goto(f"http://{HOST}:{at}/hub/login")
+                await lab.forget()
+        at = self._taps.before(public, f"{user}'s browser", "proxy", at=at)
         lab.base = f"http://{HOST}:{at}/user/{user}"
         await lab.page.goto(f"http://{HOST}:{at}")
         await lab.page.fill("#username_input", user)
@@ -182,7 +169,12 @@ class Hub:
             raise self.process.failure(f"{user}'s server did not get ready: {progress.strip()}")
 
     async def stop_server(self, user: str) -> None:
-        """Have the hub stop a user's server, and wait until it is gone."""
+        """Have the hub stop a user's server, and wait until it is gone.
+
+        If the user is there with the browser, they leave before: a page goes on asking.
+        """
+        if self._visitors is not None:
+            await self._visitors.leave(user)
         await self.request("DELETE", f"/hub/api/users/{user}/server")
 
         async def gone() -> bool:
@@ -255,6 +247,71 @@ class Hub:
         return {path: route["target"] for path, route in sorted(table.items())}
 
 
+class _Visitors:
+    """The browser, in which each user gets a page, after a first visit that nobody recorded.
+
+    A first visit takes as long as the hub takes to start; so the first user's is made meanwhile.
+
+    Parameters
+    ----------
+    home
+        Where the browser and the servers of first visits live.
+    folders
+        For each user, the folder that their server serves.
+    cached
+        Whether there are first visits.
+    taps
+        Those in front of the actors' ports.
+    """
+
+    def __init__(self, home: Home, folders: Mapping[str, Path], cached: bool, taps: Taps) -> None:
+        self._home, self._folders, self._cached, self._taps = home, folders, cached, taps
+        self._stack = contextlib.AsyncExitStack()
+        self._coming: dict[str, asyncio.Task[tuple[FrontEnd, int]]] = {}
+        self._here: dict[str, list[FrontEnd]] = {}
+
+    async def start(self, first: str) -> None:
+        """Start the browser, and begin the first user's first visit."""
+        self._browser = await self._stack.enter_async_context(chromium(self._home))
+        self._coming[first] = asyncio.create_task(self._visit(first))
+
+    async def come(self, user: str) -> tuple[FrontEnd, int]:
+        """Give a user a page; return it with the port of the first visit, 0 without one."""
+        coming = self._coming.pop(user, None)
+        page, at = await (coming or self._visit(user))
+        self._here.setdefault(user, []).append(page)
+        return page, at
+
+    async def leave(self, user: str) -> None:
+        """Close a user's pages, and wait until their servers know."""
+        from playwright.async_api import Error
+
+        for front_end in self._here.pop(user, []):
+            with contextlib.suppress(Error):  # somebody killed the browser
+                await front_end.page.context.close()
+        await self._taps.hung_up(f"{user}'s browser")
+
+    async def stop(self) -> None:
+        """Close everybody's pages and end the browser."""
+        for task in self._coming.values():
+            task.cancel()
+        await asyncio.gather(*self._coming.values(), return_exceptions=True)
+        await asyncio.gather(*(self.leave(user) for user in self._folders))
+        await self._stack.aclose()
+
+    async def _visit(self, user: str) -> tuple[FrontEnd, int]:
+        page = in_page("JupyterLab", self._browser, "", self._folders[user])
+        lab = await self._stack.enter_async_context(page)
+        if not (self._cached and active()):
+            return lab, 0
+        # A server of the same name and address.
+        base_url = f"--ServerApp.base_url=/user/{user}/"
+        server_is_up = jupyter_server(base_url, extensions=EXTENSIONS, home=self._home)
+        async with server_is_up as server, forwarded(server.port) as at:
+            await lab.fill_cache(f"http://{HOST}:{at}/user/{user}", server.token)
+        return lab, at
+
+
 @contextlib.asynccontextmanager
 async def jupyterhub(
     users: Sequence[str] = ("alice", "bob"), *, browser: bool = True, cached: bool = True
@@ -268,8 +325,8 @@ async def jupyterhub(
     browser
         Whether a browser is wanted.
     cached
-        Whether the browser has JupyterLab's files (8 MB) already when a user logs in, as on any
-        day but the first; the visit before this one is not recorded.
+        Whether the browser has the hub's and JupyterLab's files (9 MB) already when a user logs
+        in, as on any day but the first; the visit before this one is not recorded.
 
     Raises
     ------
@@ -292,31 +349,22 @@ async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterat
     proxy_command = find_proxy()
     async with contextlib.AsyncExitStack() as stack:
         home = await stack.enter_async_context(Home())
-        page_maker = await stack.enter_async_context(chromium(home)) if browser else None
+        folders = {user: home.folder / "users" / user for user in users}
+        for folder in folders.values():
+            folder.mkdir(mode=0o700, parents=True)
         password, token, proxy_token = (secrets.token_hex(16) for _ in range(3))
         public, api, hub_port, *user_ports = free_ports(3 + len(users))
 
         taps = Taps()
         stack.push_async_callback(taps.close)
+        visitors = _Visitors(home, folders, cached, taps) if browser else None
         # Everybody on the stage, and the port by which they reach each other.
         hub_for_proxy = f"http://{HOST}:{taps.before(hub_port, 'proxy', 'hub')}"
         url = f"http://{HOST}:{taps.before(public, 'client', 'proxy')}"
         api_for_hub = f"http://{HOST}:{taps.before(api, 'hub', 'proxy')}"
 
-        proxy = await home.start(
-            [
-                *proxy_command,
-                *("--ip", HOST, "--port", str(public)),
-                *("--api-ip", HOST, "--api-port", str(api)),
-                *("--error-target", f"{hub_for_proxy}/hub/error"),
-            ],
-            name="configurable-http-proxy",
-            environment={"CONFIGPROXY_AUTH_TOKEN": proxy_token},
-        )
-        stack.push_async_callback(proxy.stop)
-        headers = {"Authorization": f"token {proxy_token}"}
-
         async def routes() -> Any:
+            headers = {"Authorization": f"token {proxy_token}"}
             with contextlib.suppress(OSError):
                 return (
                     await request("GET", f"http://{HOST}:{api}/api/routes", headers=headers)
@@ -325,15 +373,33 @@ async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterat
         async def proxy_ready() -> bool:
             return await routes() is not None
 
-        await proxy.until(proxy_ready)
+        async def hub_ready() -> bool:
+            # Its last step is to tell the proxy where to find it.
+            return bool(await routes())
 
-        folders: dict[str, Path] = {}
+        async def start_programs() -> tuple[Child, Child]:
+            proxy = await home.start(
+                [
+                    *proxy_command,
+                    *("--ip", HOST, "--port", str(public)),
+                    *("--api-ip", HOST, "--api-port", str(api)),
+                    *("--error-target", f"{hub_for_proxy}/hub/error"),
+                ],
+                name="configurable-http-proxy",
+                environment={"CONFIGPROXY_AUTH_TOKEN": proxy_token},
+            )
+            stack.push_async_callback(proxy.stop)
+            await proxy.until(proxy_ready)
+            command = [home.python, "-m", "jupyterhub", "-f", str(configuration)]
+            hub = await home.start(command, name="JupyterHub")
+            stack.push_async_callback(hub.stop, 15.0)
+            await hub.until(hub_ready)
+            return proxy, hub
+
         places: dict[str, dict[str, Any]] = {}
         doors: dict[str, str] = {}
         for user, port in zip(users, user_ports, strict=True):
             server = f"{user}'s server"
-            folders[user] = home.folder / "users" / user
-            folders[user].mkdir(mode=0o700, parents=True)
             hubs, proxys = (taps.before(port, who, server) for who in ("hub", "proxy"))
             doors[f"http://{HOST}:{hubs}"] = f"http://{HOST}:{proxys}"
             places[user] = {
@@ -345,7 +411,6 @@ async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterat
                     **environment(server),
                 },
             }
-        configuration = home.folder / "jupyter" / "jupyterhub_config.py"
         settings: dict[str, dict[str, Any]] = {
             "JupyterHub": {
                 "authenticator_class": "shared-password",
@@ -353,7 +418,7 @@ async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterat
                 "cleanup_proxy": True,
                 "cleanup_servers": True,
                 "cookie_secret_file": str(home.folder / "jupyter" / "cookie_secret"),
-                "db_url": f"sqlite:///{home.folder / 'jupyter' / 'jupyterhub.sqlite'}",
+                "db_url": "sqlite:///:memory:",  # a disk takes its time over each of many changes
                 "hub_bind_url": f"http://{HOST}:{hub_port}",
                 "hub_connect_url": hub_for_proxy,
                 "proxy_class": "underhood.stage.spawner.StageProxy",
@@ -382,6 +447,7 @@ async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterat
                 "places": places,
             },
         }
+        configuration = home.folder / "jupyter" / "jupyterhub_config.py"
         configuration.touch(0o600)
         configuration.write_text(
             "".join(
@@ -390,20 +456,21 @@ async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterat
                 for name, value in values.items()
             )
         )
-        process = await home.start(
-            [home.python, "-m", "jupyterhub", "-f", str(configuration)], name="JupyterHub"
-        )
-        stack.push_async_callback(process.stop, 15.0)
-
-        async def hub_ready() -> bool:
-            # Its last step is to tell the proxy where to find it.
-            return bool(await routes())
-
-        await process.until(hub_ready)
-        yield Hub(
-            url, tuple(users), password, token, process, proxy, folders, page_maker, cached,
-            public, taps, stack,
-        )  # fmt: skip
+        try:
+            # Together, because each takes seconds.
+            try:
+                async with asyncio.TaskGroup() as group:
+                    programs = group.create_task(start_programs())
+                    if visitors is not None:
+                        group.create_task(visitors.start(users[0]))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            proxy, process = programs.result()
+            ports = public, hub_port
+            yield Hub(url, tuple(users), password, token, process, proxy, visitors, ports, taps)
+        finally:
+            if visitors is not None:  # before their servers end: a page goes on asking
+                await visitors.stop()
 
 
 def find_proxy() -> tuple[str, ...]:

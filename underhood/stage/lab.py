@@ -62,6 +62,17 @@ _READY: Final = """
 }
 """
 
+_STATE: Final = """
+() => {
+    const context = window.jupyterapp?.shell.currentWidget?.sessionContext;
+    const kernel = context?.session?.kernel;
+    return !window.jupyterapp ? 'the front end has not loaded' :
+        !context ? 'no notebook is in front' :
+        `in front: connection ${kernel?.connectionStatus}, kernel ${kernel?.status}, ` +
+        `shown as ${context.kernelDisplayStatus}`;
+}
+"""
+
 # Notes, from before the key is pressed, when the active cell got it, showed its first new output
 # and had that drawn, and when its prompt went from the old number over the star to the new one:
 # the front end sets that when reply *and* idle have come.
@@ -194,10 +205,7 @@ class FrontEnd(WebPage):
         place = {"JupyterLab": "/lab/workspaces/before", "Notebook": "/tree"}[self.kind]
         await self.page.goto(f"{base}{place}?token={token}")
         await self.page.wait_for_function("() => window.jupyterapp?.restored.then(() => true)")
-        await self.page.goto("about:blank")
-        await self.page.context.clear_cookies()
-        self.network.requests.clear()
-        self.network.frames.clear()
+        await self.forget()
 
     async def ready(self) -> None:
         """Wait until the kernel of the notebook in front answers and is idle."""
@@ -253,8 +261,10 @@ class FrontEnd(WebPage):
         except TookTooLong:
             dialogs = await self.page.locator(".jp-Dialog-content").all_inner_texts()
             shown = " ".join(" ".join(dialogs).split())
+            state = await self.page.evaluate(_STATE)
             raise TimeoutError(
-                f"{otherwise} after {timeout:g} s" + (f"; the page says: {shown}" if shown else "")
+                f"{otherwise} after {timeout:g} s"
+                + (f"; the page says: {shown}" if shown else f" ({state})")
             ) from None
 
     async def command(self, name: str, **arguments: object) -> None:

@@ -17,6 +17,7 @@ import contextlib
 import json
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -232,7 +233,7 @@ class Taps:
     """The taps in front of an actor's ports: as many as there are clients to tell apart."""
 
     def __init__(self) -> None:
-        self._taps: list[Tap] = []
+        self._taps: list[tuple[str, Tap]] = []
 
     def before(
         self,
@@ -262,18 +263,29 @@ class Taps:
         link = Link(client, server, channel, kernel_id)
         new = Tap((HOST, at), [(HOST, port)], dict.fromkeys(active(), link))
         start(new)
-        self._taps.append(new)
+        self._taps.append((client, new))
         return int(new.address[1])
+
+    async def hung_up(self, client: str, *, patience: float = 3.0) -> None:
+        """Wait until this client has no connection any more, at most ``patience`` seconds."""
+        end = time.monotonic() + patience
+        while any(tap.relays for who, tap in self._taps if who == client):
+            if time.monotonic() > end:
+                return
+            await asyncio.sleep(0.02)
 
     async def close(self) -> None:
         """Stop them, after their actors have ended."""
-        await asyncio.to_thread(stop, *self._taps)
+        await asyncio.to_thread(stop, *(tap for _, tap in self._taps))
 
 
 @contextlib.asynccontextmanager
-async def forwarded(port: int) -> AsyncIterator[int]:
-    """Yield another port by which ``port`` is reached as long as the block runs, unrecorded."""
-    tap = Tap((HOST, 0), [(HOST, port)], {})
+async def forwarded(port: int, *, at: int = 0) -> AsyncIterator[int]:
+    """Yield another port by which ``port`` is reached as long as the block runs, unrecorded.
+
+    Any free one, or ``at``.
+    """
+    tap = Tap((HOST, at), [(HOST, port)], {})
     start(tap)
     try:
         yield int(tap.address[1])

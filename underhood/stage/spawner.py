@@ -9,6 +9,8 @@ whether a server is up, from the proxy.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 from jupyterhub.proxy import ConfigurableHTTPProxy
@@ -34,6 +36,18 @@ class StageSpawner(SimpleLocalProcessSpawner):  # type: ignore[misc]  # jupyterh
         self.port, self.hub_connect_url = place["port"], place["hub"]
         host, _ = await super().start()
         return host, place["address"]
+
+    async def wait_for_death(self, timeout: float = 10) -> bool:
+        """Wait for the server's end at most ``timeout`` seconds; say if it came.
+
+        JupyterHub looks ever less often, and so is seconds late.
+        """
+        end = time.monotonic() + timeout
+        while await self.poll() is None:
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(0.05)
+        return True
 
     def user_env(self, env: dict[str, str]) -> dict[str, str]:
         """Complete the user's environment."""
