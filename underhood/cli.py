@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from underhood.capture.store import Capture, Connection, Link
+    from underhood.capture.store import Capture, Connection, Link, SigningKey
     from underhood.check import Finding
     from underhood.trace import Message, Trace
 
@@ -117,12 +117,12 @@ class _ConnectionFile:
     """What a kernel's connection file tells about a capture: its ports and its key."""
 
     links: Mapping[int, Link]
-    key: bytes
+    key: SigningKey
 
 
 def _read_connection_file(path: Path) -> _ConnectionFile:
     from underhood.capture.provisioner import CHANNELS
-    from underhood.capture.store import Link
+    from underhood.capture.store import DEFAULT_SCHEME, Link, SigningKey
 
     try:
         info = json.loads(path.read_text())
@@ -130,7 +130,8 @@ def _read_connection_file(path: Path) -> _ConnectionFile:
             int(info[port]): Link("client", "kernel", channel, path.stem)
             for port, channel in CHANNELS.items()
         }
-        return _ConnectionFile(links, str(info["key"]).encode())
+        scheme = str(info.get("signature_scheme", DEFAULT_SCHEME))
+        return _ConnectionFile(links, SigningKey(str(info["key"]).encode(), scheme))
     except (ValueError, KeyError, TypeError) as error:
         raise Trouble(
             f"{path} is no connection file of a kernel ({error}); "

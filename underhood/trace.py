@@ -22,6 +22,7 @@ from underhood.capture.store import (
     Connection,
     Direction,
     Link,
+    scheme_of,
 )
 from underhood.dissect import Dissection, Unit, dissect
 from underhood.dissect.jupyter import JupyterMessage, Signature
@@ -143,7 +144,9 @@ class Message:
         message = self._unit.jupyter
         if message is None or self.protocol != "jupyter" or not message.signed_hop:
             return None
-        return message.verdict(self._key)
+        if not self._key:
+            return message.verdict(None)
+        return message.verdict(self._key, scheme_of(self._key))
 
     @property
     def size(self) -> int:

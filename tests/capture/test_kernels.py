@@ -166,6 +166,23 @@ def test_one_life_has_all_five_channels_and_every_signature_is_valid(
         assert {c.client_address[0] for c in capture.connections} == {"127.0.0.1"}
 
 
+def test_a_kernel_that_signs_in_another_way_is_held_to_its_own(tmp_path: Path) -> None:
+    strong = Session(key=secrets.token_hex(16).encode(), signature_scheme="hmac-sha512")
+    with record() as capture, kernel(tmp_path, session=strong) as (_, client):
+        client.execute("1", reply=True, timeout=30)
+        # The usual scheme, and the right key: this kernel does not take it.
+        usual = Session(key=strong.key)
+        message = usual.msg("kernel_info_request")
+        usual.send(client.shell_channel.socket, message)
+        client.execute("2", reply=True, timeout=30)
+    again = load(capture.save(tmp_path / "whole.pcapng", keys=True))
+    for trace in (capture.trace(), again.trace()):
+        (refused, *answers) = trace.answering(message["msg_id"])
+        assert (str(refused.signature), answers) == ("invalid", [])
+        others = [m for m in trace.protocol("jupyter") if m.number != refused.number]
+        assert {str(m.signature) for m in others} == {"valid"}
+
+
 def test_an_encrypted_kernel_stays_encrypted(tmp_path: Path) -> None:
     secret = "nobody but the two may read this"
     with record() as capture, kernel(tmp_path, transport_encryption="required") as (_, client):

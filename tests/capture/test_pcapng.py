@@ -17,7 +17,16 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from underhood.capture.pcapng import CaptureFileError, Writer, load, save
-from underhood.capture.store import DIRECTIONS, Capture, Chunk, Connection, End, Link
+from underhood.capture.store import (
+    DIRECTIONS,
+    Capture,
+    Chunk,
+    Connection,
+    End,
+    Link,
+    SigningKey,
+    scheme_of,
+)
 
 EPOCH = 1_780_000_000_000_000_000
 
@@ -155,6 +164,16 @@ def test_keys_are_written_only_when_asked_for(tmp_path: Path) -> None:
     for spelling in (b"secret", b"secret".hex().encode()):
         assert spelling not in (tmp_path / "a.pcapng").read_bytes()
     assert load(save(capture, tmp_path / "a.pcapng", keys=True)).keys == {"some-id": b"secret"}
+
+
+def test_a_key_keeps_its_scheme(tmp_path: Path) -> None:
+    keys = {"strong": SigningKey(b"one", "hmac-sha512"), "usual": b"two"}
+    again = load(save(replace(example(), keys=keys), tmp_path / "a.pcapng", keys=True)).keys
+    assert again == keys
+    assert {kernel: scheme_of(key) for kernel, key in again.items()} == {
+        "strong": "hmac-sha512",
+        "usual": "hmac-sha256",
+    }
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:

@@ -83,11 +83,25 @@ def test_session_refuses_just_the_messages_whose_signature_is_not_valid(
 
 
 @pytest.mark.parametrize("scheme", ["hmac-sha256", "hmac-sha512", "hmac-sha1", "hmac-md5"])
-def test_other_signature_schemes_are_told_by_their_length(scheme: str) -> None:
+def test_a_signature_is_held_to_the_scheme_of_the_connection_file_and_to_no_other(
+    scheme: str,
+) -> None:
     session = Session(key=KEY, signature_scheme=scheme)
     parts = session.serialize(session.msg("status", {"execution_state": "idle"}))
-    assert jupyter_of(parts).verdict(KEY) is Signature.VALID
-    assert jupyter_of(parts).verdict(b"another key") is Signature.INVALID
+    assert jupyter_of(parts).verdict(KEY, scheme) is Signature.VALID
+    assert jupyter_of(parts).verdict(b"another key", scheme) is Signature.INVALID
+    for other in ("hmac-sha256", "hmac-sha512", "hmac-sha384"):
+        accepts = True
+        try:
+            Session(key=KEY, signature_scheme=other).deserialize(parts[1:])
+        except ValueError:
+            accepts = False
+        assert (jupyter_of(parts).verdict(KEY, other) is Signature.VALID) == accepts
+
+
+@pytest.mark.parametrize("scheme", ["hmac-rot13", "hmac-shake_128", "", "something else"])
+def test_a_scheme_that_is_not_known_here_leaves_a_signature_unchecked(scheme: str) -> None:
+    assert jupyter_of(jupyter("status")).verdict(KEY, scheme) is Signature.UNCHECKED
 
 
 def test_verdicts() -> None:

@@ -44,6 +44,7 @@ from underhood.capture.reassembly import (
 )
 from underhood.capture.store import (
     CLIENT_TO_SERVER,
+    DEFAULT_SCHEME,
     DIRECTIONS,
     SERVER_TO_CLIENT,
     Address,
@@ -53,7 +54,9 @@ from underhood.capture.store import (
     Direction,
     End,
     Link,
+    SigningKey,
     merge,
+    scheme_of,
 )
 
 # Block types and options of pcapng.
@@ -144,6 +147,9 @@ class Writer:
         about: dict[str, Any] = {"name": name, "notes": dict(notes or {})}
         if keys:
             about["keys"] = {kernel: key.hex() for kernel, key in keys.items()}
+            schemes = {kernel: scheme_of(key) for kernel, key in keys.items()}
+            if others := {k: s for k, s in schemes.items() if s != DEFAULT_SCHEME}:
+                about["schemes"] = others
         self.write(
             _block(
                 _SECTION,
@@ -590,7 +596,11 @@ class _FileReader:
         if "name" in about:
             self.name = str(about["name"])
         self.notes |= {str(key): str(value) for key, value in dict(about.get("notes", {})).items()}
-        self.keys |= {k: bytes.fromhex(v) for k, v in dict(about.get("keys", {})).items()}
+        schemes = dict(about.get("schemes", {}))
+        self.keys |= {
+            kernel: SigningKey(bytes.fromhex(key), str(schemes.get(kernel, DEFAULT_SCHEME)))
+            for kernel, key in dict(about.get("keys", {})).items()
+        }
 
     def _connection_number(self, order: str, at: int, end: int) -> int:
         _, about = self._options(order, at, end)

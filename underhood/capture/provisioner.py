@@ -30,7 +30,7 @@ from typing import Any, Final
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from underhood.capture import recording, tap
-from underhood.capture.store import Link
+from underhood.capture.store import Link, SigningKey
 
 CHANNELS: Final = {
     "shell_port": "shell",
@@ -64,7 +64,8 @@ class TapProvisioner(LocalProvisioner):
         if self.parent is None:
             return kwargs
         if self._takers is None:
-            key = self.parent.session.key
+            session = self.parent.session
+            key = SigningKey(session.key, session.signature_scheme)
             self._takers = recording.takers_for_kernel(str(self.kernel_id), key)
         if not self._takers:
             return kwargs

@@ -116,6 +116,38 @@ class Connection:
         return b"".join(chunk.data for chunk in self.chunks if chunk.direction == direction)
 
 
+DEFAULT_SCHEME: Final = "hmac-sha256"
+"""The signature scheme of a kernel whose connection file names no other."""
+
+
+class SigningKey(bytes):
+    """A kernel's key, with the scheme by which messages are signed with it.
+
+    Both stand in the kernel's connection file. Where plain bytes are given for a key, the scheme
+    is :data:`DEFAULT_SCHEME`.
+
+    Parameters
+    ----------
+    key
+        The key.
+    scheme
+        ``"hmac-"`` and the name of a digest, as in the connection file.
+    """
+
+    scheme: str
+
+    def __new__(cls, key: bytes, scheme: str = DEFAULT_SCHEME) -> SigningKey:
+        """Make it of a key and the name of a scheme."""
+        made = super().__new__(cls, key)
+        made.scheme = scheme
+        return made
+
+
+def scheme_of(key: bytes) -> str:
+    """Return the scheme by which messages are signed with a key."""
+    return key.scheme if isinstance(key, SigningKey) else DEFAULT_SCHEME
+
+
 @dataclass(frozen=True, slots=True)
 class Capture:
     """The connections of one recording.
@@ -125,8 +157,9 @@ class Capture:
     connections
         In the order in which they opened.
     keys
-        For each kernel id, the key that its messages are signed with. They let the dissector
-        check signatures, and are saved to a file only when asked for.
+        For each kernel id, the key that its messages are signed with (a :class:`SigningKey` if
+        not by the default scheme). They let the dissector check signatures, and are saved to a
+        file only when asked for.
     notes
         What a reader of the file should know: date, versions, what was done.
     name

@@ -21,10 +21,6 @@ from underhood.dissect.spans import Span
 DELIMITER: Final = b"<IDS|MSG>"
 JSON_PARTS: Final = ("header", "parent_header", "metadata", "content")
 
-# The digest of a signature, told by its length in hexadecimal digits. The connection file names
-# it (``signature_scheme``); it is not on the wire.
-_DIGESTS: Final = {32: "md5", 40: "sha1", 64: "sha256", 96: "sha384", 128: "sha512"}
-
 # The types that the specification describes, so that explanations.yml explains their content.
 _REQUESTS: Final = (
     "comm_info", "complete", "connect", "create_subshell", "debug", "delete_subshell", "execute",
@@ -48,7 +44,7 @@ class Signature(enum.StrEnum):
     UNSIGNED = "unsigned"
     """The signature is empty, or the hop has none."""
     UNCHECKED = "unchecked"
-    """There is a signature, but no key at hand to check it with."""
+    """There is a signature, but no key at hand to check it with, or a scheme that is not known."""
 
 
 class JupyterMessage:
@@ -171,23 +167,27 @@ class JupyterMessage:
         """A few words that tell this message from others of its type."""
         return _detail(self.msg_type, self.content)
 
-    def verdict(self, key: bytes | None) -> Signature:
+    def verdict(self, key: bytes | None, scheme: str = "hmac-sha256") -> Signature:
         """Check the signature: an HMAC over the four JSON parts, as their bytes were sent.
 
         Parameters
         ----------
         key
             The key of the connection file; None or empty if it is not at hand.
+        scheme
+            The connection file's ``signature_scheme``: ``"hmac-"`` and the name of a digest. It
+            is not on the wire, and the kernel takes no other.
         """
         signature = self.signature_hex
         if not signature:
             return Signature.UNSIGNED
         if not key:
             return Signature.UNCHECKED
-        digest = _DIGESTS.get(len(signature))
-        if digest and hmac.digest(key, b"".join(self._parts), digest).hex() == signature:
-            return Signature.VALID
-        return Signature.INVALID
+        try:
+            expected = hmac.digest(key, b"".join(self._parts), scheme.removeprefix("hmac-")).hex()
+        except (TypeError, ValueError):  # no digest of this name here
+            return Signature.UNCHECKED
+        return Signature.VALID if expected == signature else Signature.INVALID
 
 
 def _detail(msg_type: str, content: Mapping[str, Any]) -> str:
