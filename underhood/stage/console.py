@@ -19,7 +19,6 @@ import base64
 import contextlib
 import json
 import os
-import pty
 import re
 import struct
 import time
@@ -80,6 +79,10 @@ class Console(abc.ABC):
     async def ready(self) -> None:
         """Wait until an empty prompt stands at the end."""
         await self._until(lambda shown: bool(_EMPTY_PROMPT.search(shown)), "it shows no prompt")
+
+    async def shows(self, text: str) -> None:
+        """Wait until it shows a text."""
+        await self._until(lambda shown: text in shown, f"it does not show {text!r}")
 
     @abc.abstractmethod
     async def screen(self) -> str:
@@ -209,6 +212,8 @@ async def terminal_console(
     TimeoutError
         If it shows no prompt.
     """
+    import pty
+
     async with _connection_file(home, client) as file:
         ours, its = pty.openpty()
         try:
