@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from checkout import ROOT
 
 JUPYTER_BOOK = str(Path(sys.executable).parent / "jupyter-book")
@@ -57,6 +59,10 @@ class Book:
         for part in ("_ext", "_static", "_templates"):
             (folder / "book" / part).symlink_to(ROOT / "book" / part)
         shutil.copy(ROOT / "_config.yml", folder)
+        for bibliography in (ROOT / "book").rglob("*.bib"):
+            place = folder / bibliography.relative_to(ROOT)
+            place.parent.mkdir(exist_ok=True)
+            place.symlink_to(bibliography)
         (folder / "requirements.txt").write_text("# none\n")
 
     def write(self, **chapters: str) -> None:
@@ -73,10 +79,12 @@ class Book:
         """The environment of a build: all its processes can be told by a mark in it."""
         return {**os.environ, MARK: self.mark, **extra}
 
-    def build(self, **extra: str) -> subprocess.CompletedProcess[str]:
+    def build(
+        self, *options: str, prefix: Sequence[str] = (), **extra: str
+    ) -> subprocess.CompletedProcess[str]:
         """Build the book, to its end."""
         return subprocess.run(
-            [JUPYTER_BOOK, "build", ".", "-W", "-n", "--keep-going"],
+            [*prefix, JUPYTER_BOOK, "build", ".", *(options or ("-W", "-n", "--keep-going"))],
             cwd=self.folder,
             env=self.environment(extra),
             capture_output=True,
@@ -293,3 +301,36 @@ def test_what_a_chapter_forgets_to_end_is_ended_when_the_chapter_is_done(book):
     book.write(one=chapter(CROWD, "manager.shutdown_kernel(now=True)"))
     assert_built(book.build())
     assert not book.processes()
+
+
+# ---------------------------------------------------------------------- without the actors
+
+
+def test_without_chromium_and_node_the_book_is_built_and_each_page_says_what_it_replays(
+    book, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(ROOT / "book" / "recordings")
+    from renew import scenes_of
+
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    listed = [contents["root"], *(c["file"] for p in contents["parts"] for c in p["chapters"])]
+    pages = {name: scenes_of(ROOT / f"{name}.md") for name in listed}
+    acting = {name: scenes for name, scenes in pages.items() if scenes}
+    assert len(acting) >= 3, "which chapters put a browser or a hub on the stage?"
+
+    ignored = shutil.ignore_patterns("_*", ".*", "*.bib")
+    shutil.copytree(ROOT / "book", book.folder / "book", ignore=ignored, dirs_exist_ok=True)
+    first, *others = acting
+    contents = {"format": "jb-book", "root": first, "chapters": [{"file": n} for n in others]}
+    (book.folder / "_toc.yml").write_text(json.dumps(contents))
+    environment = {"PATH": str(tmp_path), "PLAYWRIGHT_BROWSERS_PATH": str(tmp_path)}
+    # Links to the pages that are left out lead nowhere: so warnings are none of this test's matter.
+    assert_built(book.build("-n", UNDERHOOD_REQUIRE_LIVE="", **environment))
+
+    for name, scenes in acting.items():
+        html = (book.folder / f"_build/html/{name}.html").read_text()
+        notices = re.findall(r'data-underhood="replay".*?</div>', html, re.DOTALL)
+        for scene in set(scenes):
+            (said,) = [text for text in notices if f"the recording &#x27;{scene}&#x27;" in text]
+            assert re.search(r"made on \d{4}-\d\d-\d\d with .*Python \d.* Chromium \d", said)
+        assert len(notices) == len(set(scenes))
