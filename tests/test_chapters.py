@@ -114,7 +114,7 @@ def test_every_chapter_that_lies_in_the_book_is_in_its_contents():
     found = {
         path.relative_to(ROOT).with_suffix("").as_posix()
         for path in (ROOT / "book").rglob("*.md")
-        if not path.parent.name.startswith("_")
+        if not path.parent.name.startswith(("_", ".")) and path.name != "README.md"
     }
     assert found == set(PAGES)
 
