@@ -2,6 +2,7 @@
 # make test    proves it: style, types, a build, and every test; sets up Chromium and the rest
 # make lab     opens the course in JupyterLab, each chapter as a notebook to run and change
 # make serve   shows the built site in your browser, on this computer only
+# make audit   measures the built site with Lighthouse, beside the same site as its theme makes it
 # make bench   measures the library beside peers, and prints ratios
 # make recordings   makes the recordings anew that are replayed where a browser or a hub is missing
 # make clean   removes what was built; .venv stays
@@ -17,7 +18,7 @@ LAB ?=
 # Paths are relative, so that the project may live in a folder with a blank in its name.
 BIN := .venv/bin
 
-.PHONY: help book test style lab serve bench recordings clean
+.PHONY: help book test style lab serve audit bench recordings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,10 +31,13 @@ environment = command -v "$(PYTHON)" >/dev/null || { \
 # The keeper ends with make: whatever was started ends then, too. Node.js may be in .venv.
 keep = PATH="$$PWD/$(BIN):$$PATH" exec "$(BIN)/python" book/_ext/keeper.py $$PPID
 build = $(keep) "$(BIN)/jupyter-book" build . -W -n --keep-going
+# The whole book as PDF and EPUB, from the built pages, if these have changed.
+formats = $(keep) "$(BIN)/python" book/_ext/whole_book.py
 
 book:
 	@$(environment) book
 	@$(build)
+	@$(formats)
 	@echo
 	@echo "The site is here: $(CURDIR)/_build/html/index.html"
 
@@ -42,6 +46,7 @@ test:
 	@$(MAKE) --no-print-directory style
 	@echo "Building the book, with every chapter that has changed …"
 	@$(build)
+	@$(formats)
 	@echo "Running the tests …"
 	@$(keep) "$(BIN)/python" -m pytest $(TESTS)
 
@@ -61,6 +66,9 @@ lab:
 serve: book
 	@echo "Press Ctrl-C to stop."
 	@exec "$(BIN)/python" -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+audit: book
+	@$(keep) "$(BIN)/python" -m benchmarks.audit
 
 bench:
 	@$(environment) test

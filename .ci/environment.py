@@ -197,7 +197,7 @@ def write_pins() -> None:
     say(f"requirements.txt now holds {len(pins)} pins.")
 
 
-# ---- browser, Node.js, tshark
+# ---- browser, Node.js, tshark, epubcheck
 
 
 def set_up_chromium() -> None:
@@ -281,10 +281,17 @@ def set_up_tshark() -> None:
     say("No tshark: the tests that compare our dissectors with Wireshark's are skipped.")
 
 
+def set_up_epubcheck() -> None:
+    """See to it that there is an epubcheck, which reads the book's EPUB as a judge."""
+    if shutil.which("epubcheck") or (is_root_on_debian() and apt_install("epubcheck")):
+        return
+    say("No epubcheck: the test that holds the EPUB to its standard is skipped.")
+
+
 STEPS = {
     "book": (set_up_python, set_up_chromium, set_up_node),
     "lab": (set_up_python, set_up_chromium, set_up_node, set_up_viewer),
-    "test": (set_up_python, set_up_chromium, set_up_node, set_up_tshark),
+    "test": (set_up_python, set_up_chromium, set_up_node, set_up_tshark, set_up_epubcheck),
     "pins": (set_up_python, write_pins),
 }
 

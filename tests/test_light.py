@@ -125,8 +125,8 @@ def test_a_page_loads_in_eight_requests_and_100_kb_beside_its_diagrams(
     assert len(urls) <= 8, urls
     html = site / f"{name}.html"
     page_without = BeautifulSoup(html.read_text(encoding="utf-8"), "html.parser")
-    for figure in page_without.select("figure.underhood"):
-        figure.decompose()
+    for picture in page_without.select("figure.underhood, img[src^='data:']"):
+        picture.decompose()
     size = len(gzip.compress(str(page_without).encode(), 6))
     size += sum(packed(file) for file in files - {html})
     assert size <= 100_000, f"{size:,} bytes: {sorted((packed(f), f.name) for f in files)}"
@@ -443,3 +443,12 @@ def test_without_the_packages_of_the_lock_file_the_step_says_which_are_missing(t
     shutil.copy(light_pages.TOOLS, tools)
     done = subprocess.run(["node", tools], input=b"{}", capture_output=True, check=False)
     assert b"Cannot find package" in done.stderr
+
+
+def test_the_page_for_addresses_that_lead_nowhere_is_light_too(site):
+    page = (site / "404.html").read_text("utf-8")
+    sheets = re.findall(r'<link rel="stylesheet"[^>]* href="([^"]+)"', page)
+    # It may be shown at any depth, so it names the site's place in full.
+    assert len(sheets) == 1
+    assert re.match(r"/[\w-]+/_static/light/site\.css", sheets[0])
+    assert len(re.findall(r"<script[^>]* src=", page)) == 1

@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -78,6 +79,10 @@ _PICTURE_ASSET: Final = "uh-asset"
 _BLANKS: Final = re.compile(r"[ \t]*\n\s*")
 
 
+# It tells of each table of each font.
+logging.getLogger("fontTools").setLevel(logging.WARNING)
+
+
 class ToolsMissingError(RuntimeError):
     """Node.js, or a package for it, is not there; the message says what to do."""
 
@@ -117,12 +122,15 @@ class Page:
 
     Parameters
     ----------
+    site
+        The folder of the site.
     path
-        Its place in the site.
+        The page's file in it.
     text
         Its HTML.
     """
 
+    site: Path
     path: Path
     text: str
     sheets: list[Path] = field(default_factory=list)
@@ -136,12 +144,25 @@ class Page:
         """Whether this is the page on which readers search."""
         return self.path.name == "search.html"
 
+    @property
+    def root(self) -> str:
+        """The way from this page to the site's root, with a slash at its end."""
+        # A page that is shown wherever there is none names the site's place in full.
+        found = re.search(r'href="(/[^"]*?)_static/', self.text)
+        found = found or re.search(r'data-content_root="([^"]+)"', self.text)
+        return found[1] if found else ""
+
     def file(self, address: str) -> Path | None:
         """Return the file of the site that an address on this page means, or None."""
         address = address.partition("?")[0].partition("#")[0]
-        if not address or re.match(r"[a-z]+:|/", address):
+        if not address or re.match(r"[a-z]+:|//", address):
             return None
-        path = Path(os.path.normpath(self.path.parent / address))
+        folder = self.path.parent
+        if address.startswith("/"):
+            if not (self.root.startswith("/") and address.startswith(self.root)):
+                return None
+            folder, address = self.site, address.removeprefix(self.root)
+        path = Path(os.path.normpath(folder / address))
         return path if path.is_file() else None
 
     def shares(self, script: Path, attributes: dict[str, str]) -> bool:
@@ -171,17 +192,15 @@ class Page:
         """Return every tag on the page, once."""
         return set(_TAG.findall(_SCRIPT.sub(r"<\1\2>", self.text)))
 
-    def treated(self, site: Path, sheet: str, script: str) -> str:
+    def treated(self, sheet: str, script: str) -> str:
         """Return the page with the shared files in place of those it loaded.
 
         Parameters
         ----------
-        site
-            The folder of the site.
         sheet, script
             Digests of the shared files.
         """
-        shared = Path(os.path.relpath(site / SHARED, self.path.parent)).as_posix()
+        shared = f"{self.root}{SHARED}"
         links = [f'<script defer src="{shared}/site.js?v={script}"></script>']
         kept: list[str] = []
         sheets = 0
@@ -347,7 +366,7 @@ def copy_untreated(site: Path, target: Path) -> None:
 
 def marker() -> str:
     """Return what every treated page has in it, and no other."""
-    return f"{SHARED}/site.css?v="
+    return f"{SHARED}/site.js?v="
 
 
 def pages_in(site: Path) -> Iterator[Path]:
@@ -381,7 +400,7 @@ def gather(site: Path) -> tuple[list[Page], set[str], bool]:
         else:
             others |= set(_TAG.findall(text))
             continue
-        page = Page(path, text)
+        page = Page(site, path, text)
         page.survey()
         pages.append(page)
     return pages, others, written
@@ -441,7 +460,7 @@ def lighten(site: Path) -> int:
     shared = site / SHARED
     files = {shared / "site.css": sheet, shared / "site.js": made["script"]}
     for page in pages:
-        files[page.path] = page.treated(site, digest(sheet), digest(made["script"]))
+        files[page.path] = page.treated(digest(sheet), digest(made["script"]))
     changed = [write_if_changed(path, text.encode()) for path, text in files.items()]
     stamp.write_text(now)
     return sum(changed)
