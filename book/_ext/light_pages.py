@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
 HERE: Final = Path(__file__).parent
 TOOLS: Final = HERE / "light_pages.mjs"
-LOCK: Final = HERE.parent.parent / "package-lock.json"
+#: Beside this very file's project, wherever the book is that is built.
+LOCK: Final = Path(__file__).resolve().parent.parent.parent / "package-lock.json"
 
 #: Where the shared files are, in the site.
 SHARED: Final = "_static/light"

@@ -406,9 +406,11 @@ async def make(site: Path) -> None:
     write_if_changed(site / f"{STEM}.epub", epub(found, imprint, site, cover))
 
 
-def offer(site: Path) -> None:
+def offer(site: Path, landing_page: str) -> None:
     """Say on the landing page where the files are, if they are."""
-    landing = site / f"{contents(site)[0][1]}.html"
+    landing = site / f"{landing_page}.html"
+    if not landing.is_file():
+        return
     up = "../" * (len(landing.relative_to(site).parts) - 1)
     links = [
         f'<a href="{up}{path.name}">{path.suffix[1:].upper()}</a> '
@@ -443,14 +445,14 @@ def main() -> int:
         print(f"The book is not offered as PDF and EPUB: {error}")
         return 0
     stamp.write_text(now)
-    offer(site)
+    offer(site, contents(site)[0][1])
     return 0
 
 
 def finish(app: Sphinx, exception: Exception | None) -> None:
     """Offer what was made before, at the end of a build."""
     if exception is None and app.builder.name == "html":
-        offer(Path(app.outdir))
+        offer(Path(app.outdir), app.config.root_doc)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
