@@ -37,6 +37,7 @@ _CYCLE: Final = ("shell", "iopub", "http", "stdin", "control", "websocket", "hea
 # legend or a note, comes in matplotlib's own black, white and grey, unless it is told otherwise.
 _NAMES: Final = {
     **{colour(name, "light"): name for name in (*COLOURS, *CHANNELS)},
+    "#000000": "ink",
     "#cccccc": "rule",
     "#ffffff": "paper",
 }
