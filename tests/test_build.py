@@ -18,7 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from checkout import ROOT
+from checkout import ROOT, missing
+from contents import texts_in
+
+from underhood.capture.store import Capture
 
 JUPYTER_BOOK = str(Path(sys.executable).parent / "jupyter-book")
 MARK = "UNDERHOOD_TEST_BUILD"
@@ -301,6 +304,109 @@ def test_what_a_chapter_forgets_to_end_is_ended_when_the_chapter_is_done(book):
     book.write(one=chapter(CROWD, "manager.shutdown_kernel(now=True)"))
     assert_built(book.build())
     assert not book.processes()
+
+
+# ---------------------------------------------------------------------- on somebody's machine
+
+# What speaks most of where it runs: tracebacks, help, a debugger; servers and their pages.
+TALKATIVE = """
+import asyncio
+from subprocess import DEVNULL
+from jupyter_client.manager import start_new_async_kernel
+from underhood import record
+
+async with record("talkative") as capture:
+    manager, client = await start_new_async_kernel(stderr=DEVNULL)
+    for seq, command in enumerate(("initialize", "attach", "configurationDone"), 1):
+        content = {"type": "request", "seq": seq, "command": command}
+        content |= {"arguments": {"adapterID": "python"}}
+        client.control_channel.send(client.session.msg("debug_request", content))
+    while "process" not in [m.detail for m in capture.trace().types("debug_event")]:
+        await asyncio.sleep(0.05)
+    client.execute("import json, ipykernel, underhood; ipykernel.__file__, underhood.__file__")
+    client.inspect("json.loads")
+    client.execute("get_ipython().ipython_dir, json.loads('{')")
+    while not capture.trace().types("error"):
+        await asyncio.sleep(0.05)
+    client.stop_channels()
+    await manager.shutdown_kernel()
+"""
+
+FRONT_END = """
+from underhood import record
+from underhood.stage import jupyterlab
+
+async with record("front-end") as capture, jupyterlab() as lab:
+    await lab.open("demo.ipynb")
+    await lab.type("import json; json.loads('{')")
+    await lab.run()
+    await lab.save()
+    picture = await lab.screenshot()
+"""
+
+DRAW = "capture.trace().sequence_diagram()"
+
+FAIL = "from underhood.stage import replay; replay.decode({'$': 'nothing'})"
+
+
+def test_a_book_tells_nothing_of_the_machine_that_built_it(tmp_path, chromium):
+    home = tmp_path / "Quetzalcoatl"
+    (home / "tmp").mkdir(parents=True)
+    book = Book(home / "courses of Mictlantecuhtli")
+    failing = chapter(FAIL).replace("ipython3\n", "ipython3\n:tags: [raises-exception]\n\n")
+    book.write(
+        talkative=chapter(TALKATIVE, DRAW),
+        front=chapter(FRONT_END, "picture", DRAW),
+        failing=failing,
+    )
+    names = dict.fromkeys(("USER", "LOGNAME", "USERNAME"), "xochipilli")
+    # A host name of its own, where the system lets us.
+    renamed = ["unshare", "--uts", "sh", "-c", 'hostname tenochtitlan && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*renamed, "true"], check=False).returncode:
+        renamed = []
+    result = book.build(
+        prefix=renamed,
+        HOME=str(home),
+        TMPDIR=str(home / "tmp"),
+        PLAYWRIGHT_BROWSERS_PATH=str(chromium),
+        **names,
+    )
+    assert_built(result)
+
+    files = sorted((book.folder / "_build/captures").rglob("*.pcapng"))
+    assert [file.stem for file in files] == ["front-end", "talkative"]
+    told = {str(file): file.read_bytes() for file in files}
+    for file in files:
+        told |= {f"{file}, {n}": text for n, text in enumerate(texts_in(Capture.load(file)))}
+    pages = sorted((book.folder / "_build/html").rglob("*.html"))
+    told |= {str(page): page.read_bytes() for page in pages}
+    # It looks where they do speak: of the environment, of Python below it, of the server's folder.
+    everything = b"\n".join(told.values())
+    for spoken in (b"/env/lib/python3", b"/python/lib/python3", b"site-packages/underhood/stage"):
+        assert spoken in everything
+    assert b'"serverRoot": "~/notebooks"' in everything
+    secrets = {
+        *("Quetzalcoatl", "Mictlantecuhtli", "xochipilli", "tenochtitlan"),
+        *(str(ROOT), sys.prefix, sys.base_prefix, str(Path.home() / ".")),
+    }
+    if len(os.uname().nodename) > 5:  # a shorter one is found by chance
+        secrets.add(os.uname().nodename)
+    found = {
+        (secret, place)
+        for secret in secrets
+        for place, text in told.items()
+        if secret.encode() in text
+    }
+    assert not found
+
+
+@pytest.fixture
+def chromium() -> Path:
+    """Where Playwright has its own browsers; the test is left out where there is none at all."""
+    own = Path.home() / ".cache" / "ms-playwright"
+    if not (shutil.which("chromium") or list(own.glob("chromium-*"))):
+        missing("there is no Chromium")
+    return own
 
 
 # ---------------------------------------------------------------------- without the actors
