@@ -345,6 +345,11 @@ def test_the_notebook_of_a_page_is_valid_executed_and_free_of_myst(build, page):
             prose = re.sub(r"```.*?```|`[^`]*`", "", cell.source, flags=re.DOTALL)
             assert not re.search(r"\{[\w:-]+\}|^:::|^\(.*\)=$|…\]\(", prose, re.MULTILINE), prose
             assert ".md)" not in prose, prose
+    seen = "".join(c.source for c in notebook.cells if c.source.startswith("## What you saw"))
+    section = html(build, page).select_one("#what-you-saw")
+    if section:  # with the same numbers of this run
+        numbers = r"\d+(?:[.,]\d+)*"
+        assert re.findall(numbers, seen) == re.findall(numbers, section.get_text())
     titles = [c.source for c in notebook.cells if c.source.startswith("#### Solution")]
     assert len(titles) == len(html(build, page).select("details.solution"))
 
@@ -631,3 +636,55 @@ def test_an_address_that_leads_nowhere_gets_a_page_that_leads_on(browser, build)
             seen.page.get_by_role("link", name="The first page").click()
             seen.page.wait_for_url(f"{home}{PATH}book/index.html")
         server.shutdown()
+
+
+FOCUSED = """() => {
+  const element = document.activeElement, box = element.getBoundingClientRect();
+  const style = getComputedStyle(element), inside = element.closest('svg') !== null;
+  const at = document.elementFromPoint(
+    Math.max(1, Math.min(innerWidth - 1, box.x + box.width / 2)),
+    Math.max(1, Math.min(innerHeight - 1, box.y + Math.min(box.height / 2, 40))));
+  return {
+    what: element.outerHTML.slice(0, 160),
+    body: element === document.body,
+    seen: box.width > 0 && box.bottom > 0 && box.top < innerHeight,
+    ringed: inside || style.outlineStyle !== 'none' || style.boxShadow !== 'none',
+    covered: !!at && !!at.closest('.bd-header-article') && !element.closest('.bd-header-article'),
+  };
+}"""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_with_the_keyboard_alone_each_stop_on_a_phone_is_seen_and_marked(browser, address, page):
+    phone = {"width": 390, "height": 800}
+    faults = []
+    with visit(browser, f"{address}{page}.html", viewport=phone, color_scheme="dark") as seen:
+        seen.page.keyboard.press("Tab")
+        assert "Skip to main content" in seen.page.evaluate(FOCUSED)["what"]
+        for _ in range(60):
+            seen.page.keyboard.press("Tab")
+            stop = seen.page.evaluate(FOCUSED)
+            if stop["body"]:
+                break
+            if not stop["seen"] or not stop["ringed"] or stop["covered"]:
+                faults.append(str(stop))
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_a_heading_that_is_jumped_to_is_not_under_the_header(browser, address, page):
+    with visit(browser, f"{address}{page}.html", viewport={"width": 390, "height": 800}) as seen:
+        names = seen.page.locator("article section[id]").evaluate_all("all => all.map(s => s.id)")
+        for name in names[2:5]:
+            seen.page.goto(f"{address}{page}.html#{name}")
+            seen.page.wait_for_timeout(100)
+            top, bottom = seen.page.evaluate(
+                """name => {
+                  const heading = document.getElementById(name).querySelector('h2, h3');
+                  const header = document.querySelector('.bd-header-article');
+                  const top = heading.getBoundingClientRect().top;
+                  return [top, header.getBoundingClientRect().bottom];
+                }""",
+                name,
+            )
+            assert top >= bottom - 1, f"#{name} is under the header"

@@ -231,7 +231,10 @@ def glued_values(cells: Sequence[Any]) -> dict[str, str]:
         for output in cell.get("outputs", ()):
             name = output.get("metadata", {}).get("scrapbook", {}).get("name")
             if name:
-                values[str(name)] = str(output.get("data", {}).get("text/plain", ""))
+                # Glued without being displayed, its type is hidden behind a prefix.
+                for kind, value in output.get("data", {}).items():
+                    if kind.endswith("text/plain"):
+                        values[str(name)] = str(value)
     return values
 
 
@@ -271,9 +274,21 @@ def _as_output(output: Any) -> Any | None:
     return output
 
 
-def _split_before_solutions(source: str) -> Iterator[str]:
-    """Give a solution's heading a cell of its own, or it could not be folded alone."""
-    yield from re.split(r"\n(?=#### Solution)", source)
+def _sections(source: str) -> Iterator[str]:
+    """Give each section a cell of its own, or a solution could not be folded alone."""
+    section: list[str] = []
+    fence = ""
+    for line in source.split("\n"):
+        mark = re.match(r"\s*(`{3,}|~{3,})", line)
+        if mark and not fence:
+            fence = mark[1]
+        elif mark and mark[1].startswith(fence):
+            fence = ""
+        if section and not fence and re.match(r"#{2,4} ", line):
+            yield "\n".join(section).strip("\n")
+            section = []
+        section.append(line)
+    yield "\n".join(section).strip("\n")
 
 
 def portable(executed: Any, find: PageFinder) -> Any:
@@ -295,7 +310,7 @@ def portable(executed: Any, find: PageFinder) -> Any:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown":
-            for number, source in enumerate(_split_before_solutions(text.markdown(cell.source))):
+            for number, source in enumerate(_sections(text.markdown(cell.source))):
                 if not source.strip():
                     continue
                 part = nbformat.v4.new_markdown_cell(source)
