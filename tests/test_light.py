@@ -253,18 +253,22 @@ STATES: list[tuple[Callable[[Page], None], str, dict[str, int], str]] = [
 def test_a_light_page_looks_as_the_heavy_page_did(
     browser, address, untreated_address, state, theme, size, name
 ):
-    pictures = []
-    for host in (address, untreated_address):
+    def picture(host: str) -> Image.Image:
         options = {"viewport": size, "color_scheme": theme, "reduced_motion": "reduce"}
         with opened(browser, f"{host}{name}.html", **options) as page:
             page.add_style_tag(content=NO_ICONS)
             state(page)
             page.wait_for_timeout(300)
             shot = page.screenshot(full_page=state in (plain, printed), caret="hide")
-            pictures.append(Image.open(io.BytesIO(shot)).convert("RGB"))
-    light, heavy = pictures
-    assert light.size == heavy.size
-    difference = ImageChops.difference(light, heavy).getbbox()
+            return Image.open(io.BytesIO(shot)).convert("RGB")
+
+    # On a busy machine, a page may not have settled when its picture is taken: then once more.
+    for _ in range(3):
+        light, heavy = picture(address), picture(untreated_address)
+        same_size = light.size == heavy.size
+        difference = ImageChops.difference(light, heavy).getbbox() if same_size else "their size"
+        if difference is None:
+            break
     assert difference is None, f"they differ within {difference}"
 
 

@@ -139,6 +139,8 @@ def served(folder: Path) -> Iterator[str]:
 def pages() -> list[str]:
     """Return the landing page and the heaviest chapter, as they are built."""
     first, *chapters = parse_toc_yaml(ROOT / "_toc.yml")
+    # What is looked up, as the gallery of pictures is, is no chapter that one begins to read with.
+    chapters = [name for name in chapters if "/appendix/" not in name]
     built = [name for name in chapters if (SITE / f"{name}.html").is_file()]
     return [first, max(built, key=lambda name: (SITE / f"{name}.html").stat().st_size)]
 
