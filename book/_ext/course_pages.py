@@ -18,13 +18,13 @@ from docutils import nodes
 from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx.locale import admonitionlabels
 from sphinx.transforms.post_transforms import SphinxPostTransform
-from sphinx.writers.html5 import HTML5Translator
 
 from underhood.draw.palette import CHANNELS, COLOURS
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.builders import Builder
+    from sphinx.writers.html5 import HTML5Translator
 
 CHATTER = re.compile(
     r"console\.(?:log|debug|info)\((?:`\[(?:PST|SBT)\][^`]*`|\"\[(?:PST|SBT)\][^\"]*\")\)"
@@ -76,10 +76,17 @@ def depart_hidden_cell(self: HTML5Translator, node: HideCodeCellNode) -> None:
 
 
 def visit_citation(self: HTML5Translator, node: nodes.citation) -> None:
-    """Open an entry of the bibliography: an item of a list, as docutils' own role is no more."""
+    """Open an entry of the bibliography, in a list: docutils' own role for it is no more."""
     if not isinstance(node.previous_sibling(), nodes.citation):
-        self.body.append('<div role="list" class="citation-list">\n')
-    self.body.append(self.starttag(node, "div", classes=["citation"], role="listitem"))
+        self.body.append('<ul class="citation-list">\n')
+    self.body.append(self.starttag(node, "li", classes=["citation"]))
+
+
+def depart_citation(self: HTML5Translator, node: nodes.citation) -> None:
+    """Close it, and the list behind the last."""
+    self.body.append("</li>\n")
+    if not isinstance(node.next_node(descend=False, siblings=True), nodes.citation):
+        self.body.append("</ul>\n")
 
 
 class Boxes(SphinxPostTransform):
@@ -198,9 +205,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("comments_config", {}, "")
     app.add_node(Details, html=(visit_details, depart_details))
     app.add_node(Summary, html=(visit_summary, depart_summary))
-    app.add_node(
-        nodes.citation, override=True, html=(visit_citation, HTML5Translator.depart_citation)
-    )
+    app.add_node(nodes.citation, override=True, html=(visit_citation, depart_citation))
     app.add_node(HideCodeCellNode, override=True, html=(visit_hidden_cell, depart_hidden_cell))
     app.add_post_transform(Boxes)
     app.connect("builder-inited", write_palette)
