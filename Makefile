@@ -1,6 +1,7 @@
 # make book    builds the site: sets up .venv, executes the chapters, writes _build/html
 # make test    proves it: style, types, a build, and every test; sets up Chromium and the rest
 # make lab     opens the course in JupyterLab, each chapter as a notebook to run and change
+# make slides  builds the talk, in _build/html/slides (make book does, too)
 # make serve   shows the built site in your browser, on this computer only
 # make audit   measures the built site with Lighthouse, beside the same site as its theme makes it
 # make bench   measures the library beside peers, and prints ratios
@@ -18,7 +19,7 @@ LAB ?=
 # Paths are relative, so that the project may live in a folder with a blank in its name.
 BIN := .venv/bin
 
-.PHONY: help book test style lab serve audit bench recordings clean
+.PHONY: help book test style lab slides serve audit bench recordings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -62,6 +63,9 @@ lab:
 	@echo "Press Ctrl-C twice to stop."
 	@PATH="$$PWD/$(BIN):$$PATH" exec jupyter lab --ip=127.0.0.1 $$([ "$$(id -u)" != 0 ] || echo --allow-root) \
 		--LabApp.default_url=/lab/tree/book/index.md $(LAB)
+
+slides: book
+	@echo "The talk is here: $(CURDIR)/_build/html/slides/index.html"
 
 serve: book
 	@echo "Press Ctrl-C to stop."

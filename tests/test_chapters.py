@@ -60,8 +60,17 @@ class Executed:
     @cached_property
     def prose(self) -> str:
         """The body without code, in fences and in the line, and without glued values."""
-        prose = re.sub(r"^```\{code-cell\}.*?^```", "", self.body, flags=re.S | re.M)
-        prose = re.sub(r"^```(?!\{)\w*\n.*?^```", "", prose, flags=re.S | re.M)
+        kept, fences = [], []  # for each fence that is open, whether what is in it is prose
+        for line in self.body.splitlines():
+            if re.match(r" *```", line):
+                opens = not fences or line.strip() != "```"
+                if opens:
+                    fences.append(bool(re.match(r" *```\{(?!code-cell)", line)))
+                else:
+                    fences.pop()
+            elif all(fences):
+                kept.append(line)
+        prose = "\n".join(kept)
         return re.sub(r"\{glue:?\w*\}`[^`]*`|`[^`]*`|\]\([^)]*\)", "·", prose)
 
     def section(self, title: str) -> str:
@@ -175,6 +184,14 @@ def test_typed_numbers_are_found():
         "20%",
     ]
     assert not COUNTED.findall("Python 3.11, ZMTP 3.1 and port 8888 in 2026")
+
+
+def test_prose_is_what_stands_around_code_and_in_boxes_and_tables():
+    chapter = Executed("any", ROOT)
+    fences = "```{list-table}\n* - a cell of 1 byte\n```\nThen 2 bytes.\n```{code-cell}\n3\n```\n"
+    chapter.__dict__["body"] = fences + "```sh\n4 bytes\n```\nAnd `5 bytes`, and 6 bytes."
+    found = [match.group() for match in COUNTED.finditer(chapter.prose)]
+    assert found == ["1 byte", "2 bytes", "6 bytes"]
 
 
 # ---- every chapter

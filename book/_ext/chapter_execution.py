@@ -54,10 +54,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: What, beside a chapter's own cells, its result depends on; relative to the book's root.
-DEPENDENCIES = ("requirements.txt", "underhood/**/*", "book/recordings/**/*")
+DEPENDENCIES = (
+    "requirements.txt",
+    "underhood/**/*",
+    "book/recordings/**/*",
+    "book/tooling/*.py",
+    "book/slides/speaker.yml",
+)
 
 #: The user's name in every header that a chapter's own client writes; the stage's, too.
 USER = "jovyan"
+
+#: What is executed with the book, though it is no page of it.
+DECKS = ("book/slides/talk",)
 
 KEEPER = Path(__file__).with_name("keeper.py")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -399,13 +408,14 @@ def _said(private: Path) -> str:
 
 
 def read_chapters(environment: BuildEnvironment) -> Iterator[Chapter]:
-    """Read every page of the book that has code to execute, in the order of the contents."""
+    """Read all that has code to execute: pages, in the order of the contents, then decks."""
     order = list(environment.config.external_site_map)
     names = sorted(
         environment.found_docs, key=lambda n: order.index(n) if n in order else len(order)
     )
-    for name in names:
-        chapter = Chapter.read(name, Path(environment.doc2path(name)))
+    for name in (*names, *DECKS):
+        path = Path(environment.srcdir, f"{name}.md")
+        chapter = Chapter.read(name, path) if path.exists() else None
         if chapter:
             yield chapter
 
@@ -441,7 +451,8 @@ def execute_outdated(
     return [
         chapter.name
         for chapter in chapters
-        if (results.executed_at(chapter) or 0) * 1e6 > env.all_docs.get(chapter.name, 0)
+        if chapter.name in env.found_docs
+        and (results.executed_at(chapter) or 0) * 1e6 > env.all_docs.get(chapter.name, 0)
     ]
 
 
