@@ -29,6 +29,8 @@ from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 from sphinx_external_toc.parsing import parse_toc_yaml
 
+#: What only the light site has: the book as files, offered when they have been made.
+OFFER = ".whole-book"
 PAGES = list(parse_toc_yaml(ROOT / "_toc.yml"))
 CHAPTER = next(name for name in PAGES if name != "book/index")
 PALM, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -152,7 +154,7 @@ def test_a_notebook_to_download_still_brings_all_that_its_pictures_need(site):
 def test_a_light_page_says_what_the_heavy_page_said(site, untreated, name):
     def said(folder: Path) -> tuple[str, list[str], list[str]]:
         page = BeautifulSoup((folder / f"{name}.html").read_text("utf-8"), "html.parser")
-        for tag in page.select("script:not([type='application/json']), style"):
+        for tag in page.select(f"script:not([type='application/json']), style, {OFFER}"):
             tag.decompose()
         body = page.body
         return (
@@ -168,7 +170,7 @@ def test_a_light_page_says_what_the_heavy_page_said(site, untreated, name):
 
 # A font with fewer characters is fitted to the pixels a little otherwise. Another test sees to it
 # that each icon is there.
-NO_ICONS = "[class*='fa-']::before { visibility: hidden !important }"
+NO_ICONS = f"[class*='fa-']::before {{ visibility: hidden !important }} {OFFER} {{ display: none }}"
 
 
 def plain(page: Page) -> None:
