@@ -44,6 +44,15 @@ kernelspec:
 
 """
 
+PLAIN = """---
+myst:
+  html_meta:
+    description: A page of a book that is made for a test, without a cell in it.
+---
+
+# A page without cells
+"""
+
 
 def chapter(*cells: str, kernel: str = "python3") -> str:
     """Return the text of a chapter with these cells."""
@@ -73,9 +82,11 @@ class Book:
         for name, text in chapters.items():
             (self.folder / "book" / f"{name}.md").write_text(text)
         first, *others = [f"book/{name}" for name in chapters]
+        if not others:  # the theme cannot write the contents of a book of one page
+            others = ["book/plain"]
+            (self.folder / "book/plain.md").write_text(PLAIN)
         contents = {"format": "jb-book", "root": first}
-        if others:
-            contents["chapters"] = [{"file": name} for name in others]
+        contents["chapters"] = [{"file": name} for name in others]
         (self.folder / "_toc.yml").write_text(json.dumps(contents))
 
     def environment(self, extra: Mapping[str, str]) -> dict[str, str]:
