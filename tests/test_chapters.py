@@ -200,7 +200,7 @@ def test_prose_is_what_stands_around_code_and_in_boxes_and_tables():
 def test_a_chapter_opens_with_a_title_a_paragraph_and_its_card(chapter):
     title, paragraph, card = chapter.body.strip().split("\n\n", 2)
     assert re.fullmatch(r"# [A-Z][^\n]+", title)
-    assert chapter.body.count("\n# ") == 1
+    assert chapter.prose.count("\n# ") == 1
     assert len(paragraph.split()) >= 25, "the first paragraph does not make anybody curious"
     assert card.startswith("```{list-table}\n:stub-columns: 1\n:class: chapter-card\n")
     card = card[: card.index("\n```")]
