@@ -17,6 +17,7 @@ import contextlib
 import json
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,12 @@ EXTENSIONS: Final = (
     "notebook_shim",
 )
 """The server extensions that come with JupyterLab and Notebook, and are switched on by default."""
+
+_HALVES: Final = ("@voila-dashboards", "ipyparallel-labextension", "nbdime-jupyterlab")
+"""The parts in the page of tools whose parts in the server are not among :data:`EXTENSIONS`.
+
+Such a page would ask its server for what is not there.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +210,16 @@ async def jupyter_server(
 def front_end_arguments(home: Home) -> tuple[str, ...]:
     """Return arguments for servers with front ends in ``home``.
 
-    They give the pages a name for their own objects, which the stage asks for the truth, and
-    Notebook the way through the home to its own files, of which its page tells.
+    They give the pages a name for their own objects, which the stage asks for the truth, no
+    half extensions, and Notebook the way through the home to its own files, of which its page
+    tells.
     """
+    extensions = _whole_extensions(home)
     arguments: tuple[str, ...] = (
         "--LabApp.expose_app_in_browser=True",
         "--JupyterNotebookApp.expose_app_in_browser=True",
+        f"--LabApp.labextensions_path={extensions}",
+        f"--JupyterNotebookApp.labextensions_path={extensions}",
     )
     spec = find_spec("notebook")
     if spec is not None and spec.origin is not None:
@@ -218,6 +229,17 @@ def front_end_arguments(home: Home) -> tuple[str, ...]:
             f"--JupyterNotebookApp.templates_dir={place / 'templates'}",
         )
     return arguments
+
+
+def _whole_extensions(home: Home) -> Path:
+    """Return a folder in ``home`` with the installed extensions of pages, but for the halves."""
+    folder = home.folder / "jupyter" / "labextensions"
+    folder.mkdir(exist_ok=True)
+    installed = home.neutral(Path(sys.prefix)) / "share" / "jupyter" / "labextensions"
+    for extension in installed.iterdir():
+        if extension.name not in _HALVES and not (folder / extension.name).exists():
+            (folder / extension.name).symlink_to(extension)
+    return folder
 
 
 def settle(settings: Path) -> None:
