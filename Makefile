@@ -49,7 +49,7 @@ test:
 	@$(build)
 	@$(formats)
 	@echo "Running the tests …"
-	@$(keep) "$(BIN)/python" -m pytest $(TESTS)
+	@$(keep) "$(BIN)/python" -m pytest --numprocesses=2 --dist=loadfile $(TESTS)
 
 style:
 	@echo "Checking style and types …"

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIRE_LIVE = bool(os.environ.get("UNDERHOOD_REQUIRE_LIVE"))
+SECONDS = "seconds"  # a test's property: an actor, how long it took, and what it may take
 
 
 def missing(what: str) -> None:

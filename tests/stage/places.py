@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import psutil
 import pytest
@@ -89,33 +89,12 @@ class Place:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-TIMES: Final[dict[str, list[float]]] = {}
-"""Seconds that actors took to come, work and go: shown at the end of the tests."""
-
-LIMITS: Final = {
-    "server": 5.0,
-    "two consoles": 10.0,
-    "jupyterlab": 15.0,
-    "notebook": 15.0,
-    "hub with two users": 20.0,
-}
-"""What they may take, in seconds, on two cores that have nothing else to do."""
-
 TURNS: Final = int(
     os.environ.get("UNDERHOOD_TURNS", 5 if os.environ.get("UNDERHOOD_REQUIRE_LIVE") else 1)
 )
 """How often in a row each actor has to come, work and go: five times in CI, 20 by hand."""
 
+Timed: TypeAlias = Callable[[str], AbstractContextManager[None]]
+"""The fixture that notes how long a block takes, under an actor's name."""
+
 repeatedly = pytest.mark.parametrize("turn", range(TURNS))
-
-
-@contextlib.contextmanager
-def timed(actor: str) -> Iterator[None]:
-    """Note how long the block takes; fail only if it takes far too long."""
-    started = time.perf_counter()
-    yield
-    taken = time.perf_counter() - started
-    TIMES.setdefault(actor, []).append(taken)
-    # Others may be using the processors, too.
-    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert taken < 4 * LIMITS[actor] * crowd

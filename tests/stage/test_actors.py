@@ -17,7 +17,7 @@ import nbformat
 import psutil
 import pytest
 from contents import texts_in
-from places import Place, repeatedly, timed
+from places import Place, Timed, repeatedly
 
 from underhood import record
 from underhood.capture.store import Capture
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.anyio
 
 
 @repeatedly
-async def test_a_server_starts_a_kernel_and_stops(turn: int) -> None:
+async def test_a_server_starts_a_kernel_and_stops(turn: int, timed: Timed) -> None:
     with timed("server"):
         async with record() as capture, jupyter_server() as server:
             started = await server.request("POST", "/api/kernels", {"name": "python3"})
@@ -121,7 +121,9 @@ async def test_a_killed_server_is_noticed_and_leaves_nothing() -> None:
 @repeatedly
 @pytest.mark.usefixtures("chromium_is_here")
 @pytest.mark.parametrize("start", [jupyterlab, notebook])
-async def test_a_front_end_runs_a_cell(start: Callable[[], object], turn: int) -> None:
+async def test_a_front_end_runs_a_cell(
+    start: Callable[[], object], turn: int, timed: Timed
+) -> None:
     name = start.__name__
     with timed(name):
         async with record() as capture, start() as front_end:
@@ -348,7 +350,7 @@ async def test_any_page_can_be_visited(tmp_path: Path) -> None:
 
 @repeatedly
 @pytest.mark.usefixtures("chromium_is_here", "hub_is_here")
-async def test_a_hub_serves_two_users(turn: int) -> None:
+async def test_a_hub_serves_two_users(turn: int, timed: Timed) -> None:
     with timed("hub with two users"):
         async with record() as capture, jupyterhub(users=["alice", "bob"]) as hub:
             assert list(await hub.routes()) == ["/"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from places import repeatedly, timed
+from places import Timed, repeatedly
 
 from underhood import record
 from underhood.stage import Home, MissingActor, front_ends, jupyter_server
@@ -48,7 +48,7 @@ async def desk(*arguments: str) -> AsyncIterator[Desk]:
 
 @repeatedly
 @pytest.mark.usefixtures("consoles_are_here")
-async def test_two_consoles_share_a_kernel_and_are_told_apart(turn: int) -> None:
+async def test_two_consoles_share_a_kernel_and_are_told_apart(turn: int, timed: Timed) -> None:
     with timed("two consoles"):
         async with record() as capture, desk() as at:
             for console in (at.terminal, at.qt):
