@@ -40,7 +40,13 @@ EXTENSIONS: Final = (
 )
 """The server extensions that come with JupyterLab and Notebook, and are switched on by default."""
 
-_HALVES: Final = ("@voila-dashboards", "ipyparallel-labextension", "nbdime-jupyterlab")
+_HALVES: Final = (
+    "@jupyterlab",  # jupyterlab-mathjax3, which comes with jupyterlab-rise
+    "@voila-dashboards",
+    "ipyparallel-labextension",
+    "jupyterlab-rise",
+    "nbdime-jupyterlab",
+)
 """The parts in the page of tools whose parts in the server are not among :data:`EXTENSIONS`.
 
 Such a page would ask its server for what is not there.
