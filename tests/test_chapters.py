@@ -6,9 +6,11 @@ The contract is CONTRIBUTING.md's. What is tested is what the build executed (nb
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,11 @@ class Executed:
             for output in cell.outputs
         )
         return BeautifulSoup(html, "html.parser").select("[data-underhood]")
+
+    @cached_property
+    def notebook(self) -> NotebookNode:
+        """The chapter as a notebook that nobody has run."""
+        return jupytext.reads(self.text, fmt="md:myst")
 
     @property
     def captures(self) -> Path:
@@ -276,3 +283,79 @@ def test_cells_are_small(chapter):
     lengths = sorted(len(cell.source.splitlines()) for cell in seen)
     assert lengths[-1] <= 30, "a visible cell is too long to be one idea"
     assert sum(length > 12 for length in lengths) <= len(lengths) / 4
+
+
+# ---- nothing is magic
+
+#: Chapters whose readers have never met the course's library before: Parts I and II, in order.
+FIRST = [name for name in CHAPTERS if name.startswith(("book/meet/", "book/fundamentals/"))]
+#: What a trace can do, by the names that no list, text or dictionary of Python has as well.
+QUERIES = {
+    name
+    for name, method in vars(underhood.Trace).items()
+    if inspect.isfunction(method) and not name.startswith("_")
+} - {name for kind in (list, str, dict) for name in dir(kind)}
+
+
+def helpers(chapter: Executed) -> set[str]:
+    """What a chapter's cells take from the course's library: imports, and queries of a trace."""
+    cells = [cell for cell in chapter.notebook.cells if cell.cell_type == "code"]
+    found = set()
+    for cell in cells:
+        for node in ast.walk(ast.parse(cell.source)):
+            match node:
+                case ast.ImportFrom(module=str(module), names=names):
+                    if module.split(".")[0] == "underhood":
+                        found |= {alias.name for alias in names}
+                case ast.Call(func=ast.Attribute(attr=name)) if name in QUERIES:
+                    found.add(name)
+    return found
+
+
+def explained(chapter: Executed) -> set[str]:
+    """The names that a paragraph says together with a link to the file which defines them."""
+    found = set()
+    for paragraph in re.split(r"\n\n|\n```", chapter.body):
+        for path in re.findall(r"/blob/main/(underhood/[\w/]+\.py)\)", paragraph):
+            source = (ROOT / path).read_text(encoding="utf-8")
+            defined = set(re.findall(r"^ *(?:async )?(?:def|class) (\w+)", source, flags=re.M))
+            found |= defined & set(re.findall(r"`(\w+)(?:\(\))?`", paragraph))
+    return found
+
+
+def built(chapter: Executed) -> set[str]:
+    """The names of the functions that a chapter's visible cells define."""
+    visible = (
+        cell.source
+        for cell in chapter.notebook.cells
+        if cell.cell_type == "code" and not cell.metadata.get("tags")
+    )
+    return {
+        name
+        for source in visible
+        for name in re.findall(r"^(?:async )?def (\w+)", source, flags=re.M)
+    }
+
+
+@cache
+def text_of(name: str) -> Executed:
+    """A chapter's text, without what the build made of it."""
+    return Executed(name, ROOT)
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_a_helper_was_built_in_view_or_is_explained_with_a_link_to_its_source(name):
+    *before, chapter = map(text_of, FIRST[: FIRST.index(name) + 1])
+    known = explained(chapter) | built(chapter)
+    known = known.union(*(helpers(one) | explained(one) | built(one) for one in before))
+    assert helpers(chapter) - known == set(), "not built until here, and no link says what it is"
+
+
+def test_a_helper_without_its_link_is_noticed():
+    chapter = Executed("any", ROOT)
+    link = "https://github.com/a/a/blob/main/underhood/draw"
+    chapter.__dict__["body"] = (
+        f"What `distribution` draws ([`timing.py`]({link}/timing.py)).\n\n"
+        f"What `Chart` draws ([`timing.py`]({link}/timing.py)).\n\nAnd `exchanges`.\n"
+    )
+    assert explained(chapter) == {"distribution"}
