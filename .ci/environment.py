@@ -7,7 +7,7 @@ Usage: ``python3 .ci/environment.py book``, or ``lab``, ``test``, ``pins``.
     the stage: a Chromium, in which they open JupyterLab, and Node.js with the packages of
     ``package-lock.json``, among them JupyterHub's proxy.
 ``lab``
-    Does that, and lets the JupyterLab in ``.venv`` open chapters as notebooks.
+    Does that, and lets the JupyterLab in ``.venv`` show chapters as the site does.
 ``test``
     Does what ``book`` does, and sees to tshark.
     What cannot be had is said. Chapters then replay a recording, and tests are skipped, unless
@@ -267,10 +267,8 @@ def set_up_node() -> None:
 
 
 def set_up_viewer() -> None:
-    """Let the JupyterLab in ``.venv``, and no other, open Markdown files as notebooks."""
-    settings = VENV / "etc" / "jupyter" / "labconfig" / "default_setting_overrides.json"
-    command = (BIN / "jupytext-config", "--settings-file", settings, "set-default-viewer")
-    if not run(*command, "markdown"):
+    """Let the JupyterLab in ``.venv``, and no other, show chapters as the site does."""
+    if not run(PYTHON, ROOT / "book" / "_lab" / "install.py"):
         say("Chapters open as text here. Right-click one, then choose Open With and Notebook.")
 
 
