@@ -537,6 +537,19 @@ def test_a_child_that_is_killed_loses_at_most_a_tenth_of_a_second(
     assert trace.types("execute_reply")
 
 
+def test_the_last_words_of_a_child_that_just_ends_reach_its_kernel(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    farewell = CHILD.replace("time.sleep(600)", "client.shutdown()")
+    with record() as capture:
+        process, (pid,) = start_to_be_killed(farewell, tmp_path)
+        assert process.wait(30) == 0
+        eventually(lambda: not psutil.pid_exists(pid))
+    trace = capture.trace()
+    assert trace.types("shutdown_request")
+    assert trace.types("shutdown_reply").channel("control")
+
+
 def test_a_cell_that_raises_inside_a_recording_leaves_everything_as_it_was(tmp_path: Path) -> None:
     before = dict(os.environ)
     with pytest.raises(ZeroDivisionError), record() as capture, kernel(tmp_path):

@@ -18,6 +18,7 @@ a sink forwards and tells nobody.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import errno
 import functools
@@ -83,7 +84,9 @@ class TapThread:
     """The thread, with an event loop of its own, that all taps of this process share.
 
     It runs while somebody holds it. It is a daemon, so that a program that forgets its taps can
-    end; they serve to the last, though, because `atexit` functions run before daemons stop.
+    end; they serve to the last, though, because `atexit` functions run before daemons stop, and
+    one of these waits for last words: what a program says before it just ends, as
+    `jupyter console` its `shutdown_request`, would reach its kernel without a tap.
 
     While it runs, Python switches between threads sooner than by default (5 ms). Otherwise each
     read and each write could wait that long for another thread that computes: 12 MB/s passed beside
@@ -96,6 +99,8 @@ class TapThread:
         self._loop: asyncio.SelectorEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._switch_before = sys.getswitchinterval()
+        self._lingers = False
+        self.passed = 0  # bytes that sides have read
 
     @property
     def running(self) -> bool:
@@ -112,6 +117,9 @@ class TapThread:
         """Start the thread, or keep it running, until ``holder`` releases it."""
         with self._lock:
             self._holders.add(holder)
+            if not self._lingers:
+                atexit.register(self._linger)
+                self._lingers = True
             if self._loop is None:
                 self._loop = asyncio.SelectorEventLoop()
                 self._loop.set_exception_handler(_quiet)
@@ -156,6 +164,13 @@ class TapThread:
         with contextlib.suppress(RuntimeError):
             self.run(functools.partial(asyncio.sleep, 0))
 
+    def _linger(self) -> None:
+        """Wait, when the process ends without having stopped its taps, until they are quiet."""
+        end, before = time.monotonic() + _LINGER_S, -1
+        while self.running and self.passed != before and time.monotonic() < end:
+            before = self.passed
+            time.sleep(_QUIET_S)
+
     def forget(self) -> None:
         """Start anew in a forked child, which has no copy of the thread."""
         for holder in self._holders:
@@ -197,6 +212,10 @@ _CONNECT_S: Final = 10.0
 _RETRY_FIRST_S: Final = 0.01
 _RETRY_LAST_S: Final = 0.02
 _WATCH_S: Final = 0.1
+# How long no byte must have come for a tap to be quiet (longer than recordings keep what they are
+# told in memory), and the longest wait for that.
+_QUIET_S: Final = 0.15
+_LINGER_S: Final = 1.0
 _LOOK_S: Final = 1.0
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -227,6 +246,7 @@ class _Side(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         data = bytes(_BUFFER[:nbytes])
+        THREAD.passed += nbytes
         if self.relay.stands:
             self.pass_on(data)
         else:
