@@ -8,9 +8,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -170,6 +172,33 @@ def test_a_changed_chapter_alone_is_executed_again_and_its_page_shows_the_new_re
     again = book.build()
     assert "executing 1 of 2 chapters" in again.stdout
     assert "54" in (book.folder / "_build/html/book/two.html").read_text()
+
+
+def test_a_page_that_is_shown_while_somebody_writes_it_is_loaded_again(book):
+    book.write(one=chapter("6 * 7"), two=chapter("6 * 8"))
+    assert_built(book.build())
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    page = f"http://127.0.0.1:{port}/book/two.html"
+    server = subprocess.Popen(
+        [sys.executable, ROOT / ".ci/serve.py", str(port)],
+        cwd=book.folder,
+        env=book.environment({}),
+    )
+
+    def shown(words: str) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(page, timeout=60) as answer:
+            return words in answer.read().decode()
+        return False
+
+    try:
+        assert within(30, lambda: shown(">48\n")), "it was not served"
+        assert shown("livereload.js"), "nobody tells the browser"
+        book.write(one=chapter("6 * 7"), two=chapter("6 * 9"))
+        assert within(120, lambda: shown(">54\n")), "it was not built again"
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def test_changed_pins_make_every_chapter_run_again(book):
