@@ -34,6 +34,7 @@ from jupyter_client.session import Session
 from nbclient import NotebookClient
 
 from underhood import Trace, load, record
+from underhood.capture.provisioner import PORTS
 from underhood.capture.recording import FLUSH_S, Recording
 from underhood.capture.store import Capture
 from underhood.capture.tap import THREAD, Tap
@@ -647,6 +648,19 @@ def test_a_kernel_that_cannot_be_launched_leaves_no_tap(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             manager.start_kernel()
         assert not THREAD.running
+
+
+def test_a_tapped_kernel_takes_no_port_that_somebody_could_get_by_chance(tmp_path: Path) -> None:
+    manager = KernelManager(connection_file=str(tmp_path / "kernel-1.json"))
+    with record():
+        manager.start_kernel()
+        try:
+            for_clients = json.loads((tmp_path / "kernel-1.json").read_text())
+            assert all(
+                port in PORTS for name, port in for_clients.items() if name.endswith("_port")
+            )
+        finally:
+            manager.shutdown_kernel(now=True)
 
 
 def test_a_kernel_whose_ports_are_busy_says_so_and_leaves_no_tap(tmp_path: Path) -> None:

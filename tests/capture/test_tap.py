@@ -453,3 +453,24 @@ def test_a_forked_child_does_not_keep_the_port_open(listen: Callable[[], Pair]) 
         os.waitpid(pid, 0)
         for end in (leave, stay, told, tell):
             os.close(end)
+
+
+def test_the_thread_ends_what_still_runs_on_it() -> None:
+    ended = threading.Event()
+    tasks = []
+
+    async def dial() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    async def begin() -> None:
+        tasks.append(asyncio.create_task(dial()))
+        await asyncio.sleep(0)
+
+    holder = object()
+    THREAD.hold(holder)
+    THREAD.run(begin)
+    THREAD.release(holder)
+    assert ended.is_set(), "Python would say: Task was destroyed but it is pending"

@@ -25,12 +25,15 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from underhood.capture import recording, tap
 from underhood.capture.store import Link, SigningKey
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import KernelManager
 
 CHANNELS: Final = {
     "shell_port": "shell",
@@ -41,7 +44,8 @@ CHANNELS: Final = {
 }
 
 PORTS: Final = range(20_000, 32_000)
-"""Where tapped kernels listen: below the ports that systems give to who does not ask for one."""
+"""Where tapped kernels and their taps listen, if nobody says where: below the ports that systems
+give to who does not ask for one."""
 
 
 class TapProvisioner(LocalProvisioner):
@@ -60,30 +64,55 @@ class TapProvisioner(LocalProvisioner):
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Put the taps up, and the private connection file's path into the command."""
-        kwargs = await super().pre_launch(**kwargs)
-        if self.parent is None:
-            return kwargs
+        manager = self.parent
+        if manager is None:
+            return await super().pre_launch(**kwargs)
         if self._takers is None:
-            session = self.parent.session
-            key = SigningKey(session.key, session.signature_scheme)
+            key = SigningKey(manager.session.key, manager.session.signature_scheme)
             self._takers = recording.takers_for_kernel(str(self.kernel_id), key)
         if not self._takers:
-            return kwargs
-        client_file = os.path.realpath(self.parent.connection_file)
-        obstacle = self._obstacle(client_file, kwargs["cmd"])
-        if obstacle:
-            warnings.warn(
-                f"the kernel {self.parent.kernel_name!r} is started without a tap, and its traffic"
-                f" will be missing in the capture: {obstacle}",
-                recording.NotCapturedWarning,
-                stacklevel=2,
-            )
-            return kwargs
+            return await super().pre_launch(**kwargs)
+        kept = self._choose_ports(manager)
         try:
-            self._put_up(self._takers)
+            kwargs = await super().pre_launch(**kwargs)
+            return self._tapped(manager, self._takers, kwargs)
         except BaseException:
             self._take_down()
             raise
+        finally:
+            for sock in kept:
+                sock.close()
+
+    def _choose_ports(self, manager: KernelManager) -> tuple[socket.socket, ...]:
+        """Choose where clients find the kernel, if its manager lets the provisioner choose.
+
+        Returns
+        -------
+        kept
+            What keeps others away from these ports until it is closed.
+        """
+        if not manager.cache_ports or self.ports_cached or not _is_loopback(manager.ip):
+            return ()
+        ports, kept = _find_ports(manager.ip, len(CHANNELS))
+        for name, port in zip(CHANNELS, ports, strict=True):
+            setattr(manager, name, port)
+        self.ports_cached = True  # or the base class would choose others
+        return kept
+
+    def _tapped(
+        self, manager: KernelManager, takers: recording.Takers, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        client_file = os.path.realpath(manager.connection_file)
+        obstacle = self._obstacle(client_file, kwargs["cmd"])
+        if obstacle:
+            warnings.warn(
+                f"the kernel {manager.kernel_name!r} is started without a tap, and its traffic"
+                f" will be missing in the capture: {obstacle}",
+                recording.NotCapturedWarning,
+                stacklevel=3,
+            )
+            return kwargs
+        self._put_up(takers)
         kernel_file = self._write_connection_file(client_file)
         kwargs["cmd"] = [part.replace(client_file, kernel_file) for part in kwargs["cmd"]]
         return kwargs

@@ -186,6 +186,11 @@ class TapThread:
 def _serve(loop: asyncio.SelectorEventLoop) -> None:
     try:
         loop.run_forever()
+        tasks = asyncio.all_tasks(loop)  # whoever still tries to reach its target
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks))
     finally:
         loop.close()
 
