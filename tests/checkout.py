@@ -1,9 +1,15 @@
-"""Where this checkout is, and what to do where an actor is missing."""
+"""Where this checkout is, how to serve a part of it, and what to do where an actor is missing."""
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,3 +23,18 @@ def missing(what: str) -> None:
     if REQUIRE_LIVE:
         pytest.fail(f"{what}, and UNDERHOOD_REQUIRE_LIVE is set", pytrace=False)
     pytest.skip(what)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder on loopback; give its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()

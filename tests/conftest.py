@@ -1,15 +1,19 @@
-"""What several test modules share: the book as it was built from this very checkout."""
+"""What several test modules share: the book as built from this very checkout, and a browser."""
 
 from __future__ import annotations
 
 import fcntl
+import os
+import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkout import ROOT, SECONDS
+from checkout import ROOT, SECONDS, missing
+from playwright.sync_api import Browser, Error, sync_playwright
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +40,24 @@ def build(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             assert result.returncode == 0, result.stdout + result.stderr
             built.touch()
     return ROOT / "_build"
+
+
+# Not for the whole session: while Playwright's synchronous API is open, no other test may run an
+# event loop.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    flags = ["--disable-quic", "--no-first-run", "--disable-background-networking"]
+    if os.geteuid() == 0:
+        flags.append("--no-sandbox")
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=executable, args=flags)
+        except Error as error:
+            missing(f"no Chromium could be started: {error.message.splitlines()[0]}")
+        yield browser
+        browser.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,15 +6,11 @@ must look the same, pixel by pixel.
 
 from __future__ import annotations
 
-import functools
 import gzip
-import http.server
 import io
-import os
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +19,10 @@ from typing import Any
 import light_pages
 import pytest
 from bs4 import BeautifulSoup
-from checkout import ROOT, missing
+from checkout import ROOT, missing, served
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageChops
-from playwright.sync_api import Browser, Error, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 #: What only the light site has: the book as files, offered when they have been made.
@@ -58,34 +54,6 @@ def packed(path: Path) -> int:
 
 
 # ---- what is loaded
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    executable = next(filter(None, map(shutil.which, names)), None)
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(
-                executable_path=executable, args=["--no-sandbox"] if os.geteuid() == 0 else []
-            )
-        except Error as error:
-            missing(f"no Chromium could be started: {error.message.splitlines()[0]}")
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,12 @@ captured while that very page was built, and every message that the diagram clai
 
 from __future__ import annotations
 
-import functools
 import getpass
 import http.server
 import importlib.metadata
 import json
 import os
 import re
-import shutil
 import socket
 import sys
 import threading
@@ -31,10 +29,10 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup, Tag
 from chapter_execution import Chapter, Results
-from checkout import ROOT, missing
+from checkout import ROOT, missing, served
 from page_foot import duration
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 import underhood
@@ -429,31 +427,8 @@ def test_the_sitemap_lists_every_page_and_robots_find_it(build):
 @pytest.fixture(scope="module")
 def address(build: Path) -> Iterator[str]:
     """The site, served on loopback."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(build / "html"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    executable = next(filter(None, map(shutil.which, names)), None)
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(
-                executable_path=executable, args=["--no-sandbox"] if os.geteuid() == 0 else []
-            )
-        except Error as error:
-            missing(f"no Chromium could be started: {error.message.splitlines()[0]}")
-        yield browser
-        browser.close()
+    with served(build / "html") as url:
+        yield url
 
 
 @dataclass

@@ -13,7 +13,7 @@ from bs4 import BeautifulSoup, Tag
 from checkout import ROOT, missing
 from playwright.sync_api import Browser, Page
 from pypdf import PdfReader
-from test_site import AXE, AXE_RUN, address, browser, differences, visit
+from test_site import AXE, AXE_RUN, address, differences, visit
 
 #: The rows of the talk's programme, and words of the slide that carries each.
 ROWS = {
