@@ -397,6 +397,20 @@ async def test_who_is_in_does_not_notice_that_the_hub_is_frozen() -> None:
         assert list(await hub.routes()) == ["/", "/user/alice/"]
 
 
+@pytest.mark.usefixtures("hub_is_here")
+async def test_a_users_server_that_has_forgotten_them_asks_the_hub_again() -> None:
+    short_memory = ["--HubOAuth.cache_max_age=2"]
+    async with (
+        record() as capture,
+        jupyterhub(users=["alice"], browser=False, arguments=short_memory) as hub,
+    ):
+        await hub.start_server("alice")
+        for pause in (0, 0, 2.5):
+            await asyncio.sleep(pause)
+            await hub.request("GET", "/user/alice/api/status")
+    assert len(capture.trace().types("GET /hub/api/user")) == 2
+
+
 async def test_a_cell_runs_without_a_front_end() -> None:
     async with jupyter_server() as server:
         assert await run_cell(server.url, "1 / 0", token=server.token) == (

@@ -11,9 +11,12 @@ talk to it over a WebSocket until reply *and* idle have come.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from underhood.stage.server import request
+
+_PATIENCE_S: Final = 180.0
+"""How long a kernel may take to start, in seconds."""
 
 
 async def run_cell(url: str, code: str, *, token: str) -> str:
@@ -53,6 +56,7 @@ async def run_cell(url: str, code: str, *, token: str) -> str:
             f"ws{url.removeprefix('http')}/api/kernels/{started.json()['id']}/channels"
             f"?session_id={session.session}",
             headers=secret,
+            request_timeout=_PATIENCE_S,  # the server agrees when the kernel has answered
         )
     )
     try:

@@ -44,6 +44,12 @@ from underhood.stage.server import (
 
 _PROXY: Final = "configurable-http-proxy"
 
+_PATIENCE_S: Final = 180.0
+"""How long the hub, the proxy and each user's server may take to start, in seconds.
+
+Where many start at once on few processors, a minute is not enough.
+"""
+
 _SCOPES: Final = ("admin:users", "admin:servers", "access:servers", "list:users", "proxy", "tokens")
 """What the holder of :attr:`Hub.token` may do: all that a course shows, on every user's behalf."""
 
@@ -180,7 +186,7 @@ class Hub:
         async def gone() -> bool:
             return not (await self.request("GET", f"/hub/api/users/{user}")).json()["servers"]
 
-        await self.process.until(gone, every=0.2)
+        await self.process.until(gone, timeout=_PATIENCE_S, every=0.2)
 
     async def run_cell(self, user: str, code: str) -> str:
         """Start a kernel on a user's server, run code in it, and return the output as text.
@@ -314,7 +320,11 @@ class _Visitors:
 
 @contextlib.asynccontextmanager
 async def jupyterhub(
-    users: Sequence[str] = ("alice", "bob"), *, browser: bool = True, cached: bool = True
+    users: Sequence[str] = ("alice", "bob"),
+    *,
+    browser: bool = True,
+    cached: bool = True,
+    arguments: Sequence[str] = (),
 ) -> AsyncIterator[Hub]:
     """Run a JupyterHub with its proxy, and a browser, as long as the block runs.
 
@@ -327,6 +337,8 @@ async def jupyterhub(
     cached
         Whether the browser has the hub's and JupyterLab's files (9 MB) already when a user logs
         in, as on any day but the first; the visit before this one is not recorded.
+    arguments
+        Command-line arguments for each user's server, as in ``"--HubOAuth.cache_max_age=1"``.
 
     Raises
     ------
@@ -340,12 +352,14 @@ async def jupyterhub(
     for user in users:
         if not re.fullmatch(r"[a-z][a-z0-9]*", user):
             raise ValueError(f"{user!r} cannot be a user's name: use small letters and digits")
-    async with on_stage(Hub, _hub(users, browser, cached)) as hub:
+    async with on_stage(Hub, _hub(users, browser, cached, arguments)) as hub:
         yield hub
 
 
 @contextlib.asynccontextmanager
-async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterator[Hub]:
+async def _hub(
+    users: Sequence[str], browser: bool, cached: bool, arguments: Sequence[str]
+) -> AsyncIterator[Hub]:
     proxy_command = find_proxy()
     async with contextlib.AsyncExitStack() as stack:
         home = await stack.enter_async_context(Home())
@@ -389,11 +403,11 @@ async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterat
                 environment={"CONFIGPROXY_AUTH_TOKEN": proxy_token},
             )
             stack.push_async_callback(proxy.stop)
-            await proxy.until(proxy_ready)
+            await proxy.until(proxy_ready, timeout=_PATIENCE_S)
             command = [home.python, "-m", "jupyterhub", "-f", str(configuration)]
             hub = await home.start(command, name="JupyterHub")
             stack.push_async_callback(hub.stop, 15.0)
-            await hub.until(hub_ready)
+            await hub.until(hub_ready, timeout=_PATIENCE_S)
             return proxy, hub
 
         places: dict[str, dict[str, Any]] = {}
@@ -439,12 +453,14 @@ async def _hub(users: Sequence[str], browser: bool, cached: bool) -> AsyncIterat
                     "--allow-root",
                     f"--ServerApp.jpserver_extensions={dict.fromkeys(EXTENSIONS, True)}",
                     *front_end_arguments(home),
+                    *arguments,
                 ],
                 "cmd": [home.python, "-m", "jupyterhub.singleuser"],
                 "home_dir_template": str(home.folder / "users" / "{username}"),
-                "http_timeout": 60,
+                "http_timeout": int(_PATIENCE_S),
                 "ip": HOST,
                 "places": places,
+                "start_timeout": int(_PATIENCE_S),
             },
         }
         configuration = home.folder / "jupyter" / "jupyterhub_config.py"

@@ -40,6 +40,9 @@ EXTENSIONS: Final = (
 )
 """The server extensions that come with JupyterLab and Notebook, and are switched on by default."""
 
+_PATIENCE_S: Final = 180.0
+"""How long an answer may take, in seconds."""
+
 _HALVES: Final = (
     "@jupyterlab",  # jupyterlab-mathjax3, which comes with jupyterlab-rise
     "@voila-dashboards",
@@ -343,7 +346,8 @@ async def request(
                 None if content is None else json.dumps(content),
                 allow_nonstandard_methods=True,
                 follow_redirects=False,
-                request_timeout=60,
+                # Some answers come only when a program has started.
+                request_timeout=_PATIENCE_S,
             ),
             raise_error=False,
         )
