@@ -1,7 +1,7 @@
-// What is wrong with the slide that is shown: letters too small to read in a room, words beyond
+// What is wrong with a slide, by default the one that is shown: letters too small to read in a room, words beyond
 // its edge, words over other words. Sizes are in pixels of the slide, which is 1280 wide.
-() => {
-  const slide = Reveal.getCurrentSlide(), edge = slide.getBoundingClientRect();
+(given) => {
+  const slide = given ?? Reveal.getCurrentSlide(), edge = slide.getBoundingClientRect();
   const zoom = edge.width / 1280, faults = [], boxes = [];
   for (const part of slide.querySelectorAll('*')) {
     const own = [...part.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
