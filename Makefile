@@ -2,7 +2,7 @@
 # make test    proves it: style, types, a build, and every test; sets up Chromium and the rest
 # make lab     opens the course in JupyterLab, each chapter as a notebook to run and change
 # make slides  builds the talk, in _build/html/slides (make book does, too)
-# make serve   shows the built site in your browser, on this computer only
+# make serve   shows the site on this computer only, and builds again what you change
 # make audit   measures the built site with Lighthouse, beside the same site as its theme makes it
 # make bench   measures the library beside peers, and prints ratios
 # make recordings   makes the recordings anew that are replayed where a browser or a hub is missing
@@ -64,12 +64,13 @@ lab:
 	@PATH="$$PWD/$(BIN):$$PATH" exec jupyter lab --ip=127.0.0.1 $$([ "$$(id -u)" != 0 ] || echo --allow-root) \
 		--LabApp.default_url=/lab/tree/book/index.md $(LAB)
 
-slides: book
+slides:
+	@$(environment) book
+	@$(keep) "$(BIN)/python" book/_ext/slides.py
 	@echo "The talk is here: $(CURDIR)/_build/html/slides/index.html"
 
 serve: book
-	@echo "Press Ctrl-C to stop."
-	@exec "$(BIN)/python" -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+	@$(keep) "$(BIN)/python" .ci/serve.py $(PORT)
 
 audit: book
 	@$(keep) "$(BIN)/python" -m benchmarks.audit
