@@ -92,6 +92,7 @@ def test_a_workflow_may_only_read_but_for_what_one_job_is_for(path):
         name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job
     }
     assert granted in (
+        {},
         {"deploy": {"pages": "write", "id-token": "write"}},
         {"report": {"issues": "write"}},
     )

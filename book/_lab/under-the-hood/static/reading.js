@@ -112,7 +112,10 @@
         } else if (isStart && left[0]?.[1] === "start") {
           inside = left.shift()[2].trim();
           mark(part, null);
-          part.dataset.uthSolution = inside;
+          if (part.dataset.uthSolution !== inside) { // rendered anew
+            part.dataset.uthSolution = inside;
+            part.open = this.open.has(inside);
+          }
           const words = part.querySelector(".myst-exercise-title")?.firstChild;
           if (words?.data?.startsWith("Start of ")) words.data = words.data.slice(9);
         } else {
