@@ -128,7 +128,7 @@ class Slides(TeachingTable):
     def rows(self, executed: Any) -> Iterator[str]:
         """Yield the lines of a table."""
         depth = "../" * self.env.docname.count("/")
-        yield "| | Slide | Minutes | Clock | More in |"
+        yield "| No. | Slide | Minutes | Clock | More in |"
         yield "|---:|---|---:|---:|---|"
         done = 0.0
         for number, slide in enumerate(slides(executed), 1):
