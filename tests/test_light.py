@@ -342,6 +342,38 @@ def test_every_icon_of_a_page_is_in_the_smaller_fonts(browser, site, address):
         assert ord(content) in fonts[stem], f"{content!r} is not in {stem}"
 
 
+# What scrolls, of all that is seen, and whether the Tab key is told to stop there.
+SCROLLERS = """() => [...document.querySelectorAll('article :is(pre, .cell_output > .output)')]
+    .filter(box => box.checkVisibility() && !box.closest('.underhood'))
+    .map(box => [box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight,
+                 box.getAttribute('tabindex') === '0'])"""
+
+
+def test_the_tab_key_stops_at_what_scrolls_and_at_nothing_that_does_not(browser, address):
+    with opened(browser, f"{address}{CHAPTER}.html", viewport=PALM) as page:
+        settled = f"() => ({SCROLLERS})().every(([scrolls, stops]) => scrolls === stops)"
+        page.wait_for_function(settled)
+        before = page.evaluate(SCROLLERS)
+        assert 0 < sum(scrolls for scrolls, _ in before) < len(before)
+        for line in page.locator("details.solution > summary").all():
+            line.click()
+        page.wait_for_function(settled)
+        assert len(page.evaluate(SCROLLERS)) > len(before)
+        page.set_viewport_size(DESK)
+        page.wait_for_function(settled)
+
+
+def test_no_script_measures_one_box_after_another(site):
+    script = (site / light_pages.SHARED / "site.js").read_text("utf-8")
+    assert light_pages._ONE_BY_ONE.search(script) is None
+    assert light_pages._AT_ONCE.search(script) is None
+
+
+def test_a_theme_whose_scripts_have_changed_is_noticed():
+    with pytest.raises(RuntimeError, match="does not recognise"):
+        light_pages.in_turns("somethingElse()")
+
+
 # ---- building again
 
 

@@ -11,7 +11,8 @@ What is done to a page:
 - style sheets become one, ``_static/light/site.css``: rules of the themes that no page has a use
   for are taken out (PurgeCSS), the rest is made small (Lightning CSS);
 - scripts that pages share become one, ``_static/light/site.js`` (esbuild), which does not hold up
-  the page; scripts for searching stay on the page for searching;
+  the page: what its parts do when the page is there, each does in a turn of its own, and none lays
+  out the page again and again. Scripts for searching stay on the page for searching;
 - pictures bring a style sheet and a script each, because in a notebook they have nothing else. On
   a page, these go into the shared files;
 - the icon fonts keep the icons that occur (fontTools), and the script that draws the same icons
@@ -76,6 +77,11 @@ _URL: Final = re.compile(r"url\(\s*([\"']?)(?!data:|[a-z]+:|#|/)([^)\"']+)\1\s*\
 _IMPORT: Final = re.compile(r"@import\s+(?:url\()?[\"']([^\"')]+)[\"']\)?\s*;")
 _FONT: Final = re.compile(r"src:\s*url\([\"']?([^)\"']+)\.woff2[\"']?\)[^;}]*")
 _PICTURE_ASSET: Final = "uh-asset"
+# How scripts, once esbuild has written them, say: if the page is there already, do it at once.
+_AT_ONCE: Final = re.compile(r'(document\.readyState!==?"loading"\?)(\w+)\(\):')
+# The theme measures, marks, measures the next, and so on: the page is laid out anew for each of a
+# thousand elements. course.js measures all of them first.
+_ONE_BY_ONE: Final = re.compile(r"\.forEach\((\w+)=>\{\1\.tabIndex=\1\.scrollWidth>[^{}]*\}\)")
 # What a browser reads as nothing between two tags; longer than one character.
 _BLANKS: Final = re.compile(r"[ \t]*\n\s*")
 
@@ -356,6 +362,21 @@ def tools(task: dict[str, Any]) -> dict[str, str]:
     return result
 
 
+def in_turns(script: str) -> str:
+    """Return the shared script so changed that it does not keep a reader waiting.
+
+    Raises
+    ------
+    RuntimeError
+        If the themes' scripts are not what they were, and this has to be thought over.
+    """
+    script, waits = _AT_ONCE.subn(r"\1setTimeout(\2):", script)
+    script, measured = _ONE_BY_ONE.subn("", script)
+    if not waits or measured > 1:
+        raise RuntimeError("light_pages.py does not recognise the themes' scripts any more")
+    return script
+
+
 # ---- the step
 
 
@@ -446,6 +467,8 @@ def lighten(site: Path) -> int:
         list(dict.fromkeys(text for page in pages for text in page.picture_assets[kind]))
         for kind in ("style", "script")
     )
+    # Pictures come to life in a turn of their own, too.
+    programs = [f"setTimeout(() => {{\n{program}\n}});" for program in programs]
     script = "\n;\n".join(["", *(path.read_text(encoding="utf-8") for path in scripts), *programs])
     tags = others.union(*(page.tags() for page in pages))
     words = {word for tag in tags for word in _WORD.findall(tag)} | set(_WORD.findall(script))
@@ -457,11 +480,11 @@ def lighten(site: Path) -> int:
             "script": re.sub(r"//# sourceMappingURL=\S+", "", script),
         }
     )
-    sheet = with_smaller_fonts(made["sheet"], site)
+    sheet, program = with_smaller_fonts(made["sheet"], site), in_turns(made["script"])
     shared = site / SHARED
-    files = {shared / "site.css": sheet, shared / "site.js": made["script"]}
+    files = {shared / "site.css": sheet, shared / "site.js": program}
     for page in pages:
-        files[page.path] = page.treated(digest(sheet), digest(made["script"]))
+        files[page.path] = page.treated(digest(sheet), digest(program))
     changed = [write_if_changed(path, text.encode()) for path, text in files.items()]
     stamp.write_text(now)
     return sum(changed)

@@ -1,5 +1,21 @@
-// Makes handier what works without a script: the meanings of terms (book/_ext/glossary_terms.py).
+// Makes handier what works without a script: the meanings of terms (book/_ext/glossary_terms.py),
+// and what scrolls.
 (() => {
+  // What scrolls must be within reach of the Tab key, which not every browser sees to. All is
+  // measured before any is marked: or the page would be laid out anew for each.
+  const reach = root => {
+    const found = [...root.querySelectorAll("pre, .cell_output > .output, .pst-scrollable-table-container")]
+      .filter(box => !box.closest(".underhood") && box.checkVisibility());
+    const scrolls = found.map(box => box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight);
+    found.forEach((box, n) => {
+      if (scrolls[n]) box.tabIndex = 0; else if (box.hasAttribute("tabindex")) box.removeAttribute("tabindex");
+    });
+  };
+  let soon;
+  addEventListener("resize", () => { clearTimeout(soon); soon = setTimeout(reach, 300, document); });
+  document.addEventListener("toggle", event => reach(event.target), true);
+  setTimeout(reach, 0, document);
+
   const meaning = link => link.nextElementSibling;
 
   // Below its term, but inside the paragraph, and so inside the window.
