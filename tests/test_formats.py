@@ -129,6 +129,23 @@ def test_no_page_of_the_pdf_is_empty_and_drawings_have_text_that_can_be_searched
     assert "Thedrawingisnotshown" not in text
 
 
+def test_neither_book_has_the_meanings_of_terms_in_the_middle_of_sentences(site, pdf, epub):
+    page = BeautifulSoup((site / "book/meet/keystroke.html").read_text("utf-8"), "html.parser")
+    meaning = squeezed(page.select_one("article .term-tip").get_text())
+    written = squeezed("".join(page.extract_text() for page in pdf.pages))
+    assert written.count(meaning) == 1, "it stands in the glossary, and nowhere else"
+    assert not any(b"term-tip" in epub.read(name) for name in epub.namelist())
+
+
+def test_a_field_of_bytes_that_is_closed_on_the_page_is_one_line_in_a_book(site, epub):
+    page = BeautifulSoup((site / "book/meet/keystroke.html").read_text("utf-8"), "html.parser")
+    fields = page.select("article details.uh-f")
+    seen = [f for f in fields if not f.find_parent("details", class_="uh-f", open=False)]
+    assert 0 < len(seen) < len(fields)
+    book = BeautifulSoup(epub.read("book/meet-keystroke.xhtml"), "html.parser")
+    assert len(book.select(".uh-f")) == len(seen)
+
+
 # ---- EPUB
 
 

@@ -16,7 +16,11 @@
   };
 
   drop("script, style, noscript, button, template, iframe, .headerlink, .copybtn, .whole-book, .screen-only, .d-print-none");
-  drop(".uh-tools, .uh-hint, .uh-list, .uh-plain, .uh-panel");
+  drop(".uh-tools, .uh-hint, .uh-list, .uh-plain, .uh-panel, .term-tip");
+  // A field of bytes that is closed on the page is one line in a book: its parts would fill pages.
+  drop(".uh-f:not([open]) > :not(summary)");
+  // One that is open shows its bytes part by part, and so not twice.
+  drop(".uh-in[open] > summary :is(.uh-fh, .uh-ft)");
 
   // Drawings: what the style sheet says becomes attributes, which every reading system knows.
   const INHERITED = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "stroke-linejoin", "font-family", "font-size", "font-weight", "font-style", "text-anchor", "dominant-baseline", "fill-opacity", "stroke-opacity", "visibility"];
