@@ -141,6 +141,7 @@ class Endpoints(SphinxDirective):
             "",
             "```{list-table}",
             ":header-rows: 1",
+            ":class: stacked",
             "",
             "* - Endpoint",
             "  - Status",
