@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bs4 import BeautifulSoup
 from chapter_execution import Chapter
+from course_map import parts
 from finding import minutes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
@@ -150,9 +151,12 @@ def add_card(
     title = app.env.titles[pagename].astext()
     course = str(app.config.html_title or app.config.project)
     took = minutes(app.env.get_doctree(pagename))
-    below = f"{took} minutes, from live captures" if took else "From live captures"
     above = "An open course" if title == course else course
     messages = first_messages(app, pagename)
+    if messages:
+        below = f"{took} minutes, from live captures" if took else "From live captures"
+    else:  # a page to look things up
+        below = next((caption for caption, pages in parts(app) if pagename in pages), "")
     shown = [title, above, below, *(f"{m.sender}{m.receiver}{m.label}" for m in messages)]
     key = hashlib.sha256("\0".join([Path(__file__).read_text(), *shown]).encode()).hexdigest()[:16]
     drawn = Path(app.outdir).parent / "generated/cards" / f"{key}.png"
@@ -163,7 +167,7 @@ def add_card(
     shutil.copyfile(drawn, target)
     meta = context["meta"] = dict(context.get("meta") or {})
     meta["og:image"] = f"{app.config.html_baseurl}{CARDS}/{pagename}.png"
-    meta["og:image:alt"] = f"{title}: {below}"
+    meta["og:image:alt"] = f"{title}: {below}" if below else title
     # These are given as they are to the page.
     context["metatags"] += (
         f'\n<meta property="og:image:width" content="{WIDTH}">'
