@@ -7,8 +7,8 @@ is put into an EPUB as it is, one file for each chapter, and into one long docum
 prints: with links, bookmarks and tags for screen readers. pypdf adds the numbers of pages to the
 contents, and says what the file is.
 
-``make book`` does this after the build, if the pages have changed; ``make formats`` by itself. The
-landing page offers the files as soon as they are there.
+``make book`` does this after the build, if the pages have changed. The landing page offers the
+files as soon as they are there.
 """
 
 from __future__ import annotations
