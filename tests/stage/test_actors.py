@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -284,6 +285,31 @@ async def test_a_screenshot_shows_the_page_and_says_so_in_words() -> None:
     shown = picture._repr_mimebundle_()["text/html"]
     assert 'width="1280" height="720"' in shown
     assert "forty-two" in shown
+
+
+@pytest.mark.usefixtures("chromium_is_here")
+async def test_the_browsers_own_network_tab_lists_what_was_seen_from_the_first_request_on() -> None:
+    async with jupyterlab(tools=True) as lab:
+        await lab.open("demo.ipynb")
+        everything = await lab.network_tab()
+        asked = await lab.network_tab("api/")
+        chosen = await lab.network_tab("channels", "channels", "Headers")
+        requests = [r for r in lab.network.requests if not r.path.startswith("data:")]
+    shown, api = (
+        int(re.search(r"(\d+) (?:/ \d+ )?requests", picture.alternative)[1])
+        for picture in (everything, asked)
+    )
+    assert 0 < api < shown
+    assert api <= sum("api/" in r.path for r in requests)
+    assert "Headers of 'channels'" in chosen.alternative
+    assert chosen.png != asked.png
+
+
+@pytest.mark.usefixtures("chromium_is_here")
+async def test_a_network_tab_that_was_not_open_says_so() -> None:
+    async with jupyterlab() as lab:
+        with pytest.raises(RuntimeError, match="while it is open"):
+            await lab.network_tab()
 
 
 @pytest.mark.usefixtures("chromium_is_here")

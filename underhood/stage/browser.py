@@ -34,6 +34,9 @@ _NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome
 VIEWPORT: Final = (1280, 720)
 """Width and height of a page, in CSS pixels."""
 
+TOOLS: Final = (1000, 600)
+"""The same of its developer tools."""
+
 PATIENCE_S: Final = 90.0
 """How long a page may take to load and to get ready, in seconds."""
 
@@ -50,8 +53,14 @@ _FLAGS: Final = (
 
 
 @contextlib.asynccontextmanager
-async def chromium(home: Home) -> AsyncIterator[Browser]:
+async def chromium(home: Home, tools_port: int = 0) -> AsyncIterator[Browser]:
     """Run a headless Chromium in ``home``: the system's, or else Playwright's own.
+
+    Parameters
+    ----------
+    tools_port
+        Where on loopback it serves its developer tools, for :func:`developer_tools`; by default,
+        nowhere.
 
     Raises
     ------
@@ -72,12 +81,16 @@ async def chromium(home: Home) -> AsyncIterator[Browser]:
         own = playwright.chromium.executable_path
         if Path(own).exists():
             candidates.append(own)
+        flags = [*_FLAGS]
+        if tools_port:
+            where = f"http://{HOST}:{tools_port}"
+            flags += [f"--remote-debugging-port={tools_port}", f"--remote-allow-origins={where}"]
         why = "there is no chromium on the path"
         for candidate in candidates:
             try:
                 browser = await playwright.chromium.launch(
                     executable_path=candidate,
-                    args=_FLAGS,
+                    args=flags,
                     env=dict(home.environment),
                     # A notebook that is interrupted leaves this block and closes it.
                     handle_sigint=False,
@@ -302,11 +315,15 @@ class WebPage:
         The URL of its server as the browser sees it, without a slash at its end.
     page : playwright.async_api.Page
         The page, for whatever else a reader would do with it.
+    tools : playwright.async_api.Page or None
+        The network tab of its developer tools, if they were asked for at first.
     network : NetworkTab
         What the browser saw of its requests and frames.
     """
 
     TOLD: ClassVar[tuple[str, ...]] = ()
+
+    tools: Page | None = None
 
     def __init__(self, page: Page, network: NetworkTab, clock: Clock, base: str) -> None:
         self.base, self.page, self.network, self._clock = base, page, network, clock
@@ -360,6 +377,44 @@ class WebPage:
         png = await self.page.screenshot(animations="disabled")
         return Screenshot(png, await self._described())
 
+    async def network_tab(
+        self, containing: str = "", choose: str = "", view: str = ""
+    ) -> Screenshot:
+        """Return a picture of the network tab in the browser's own developer tools.
+
+        Parameters
+        ----------
+        containing
+            What to type into its filter.
+        choose
+            A text in the row to choose, which stays open; by default, none.
+        view
+            What to open of that row, as in ``"Headers"``.
+
+        Raises
+        ------
+        RuntimeError
+            If the tools have not been open from the start.
+        """
+        tools = self.tools
+        if tools is None:
+            raise RuntimeError("the tab knows what happens while it is open: ask for it at first")
+        field = tools.get_by_role("textbox", name="Filter").first
+        await field.click()
+        await tools.keyboard.press("ControlOrMeta+a")
+        await tools.keyboard.press("Delete")
+        await tools.keyboard.type(containing)
+        if choose:
+            row = tools.get_by_role("row").filter(has_text=choose).first
+            await row.click(position={"x": 60, "y": 10})  # its name; the rest only marks it
+        if view:
+            await tools.get_by_role("tab", name=view).click()
+        png = await tools.screenshot(animations="disabled")
+        rows = await tools.locator(".network-summary-bar").inner_text()
+        said = f", filtered by {containing!r}" if containing else ""
+        said += f", with {view or 'the row'} of {choose!r} open" if choose else ""
+        return Screenshot(png, f"Chromium's network tab{said}: {' '.join(rows.split())}")
+
     async def _described(self) -> str:
         title, text = await self.page.title(), await self.page.locator("body").inner_text()
         return f"A browser showing the page {title!r}: {' '.join(text.split())[:300]}"
@@ -380,6 +435,36 @@ async def new_page(browser: Browser) -> AsyncIterator[tuple[Page, NetworkTab, Cl
     finally:
         with contextlib.suppress(Error):  # somebody killed the browser
             await context.close()
+
+
+async def developer_tools(page: Page, port: int) -> Page:
+    """Open the network tab of a page's developer tools, in a page of its own.
+
+    Parameters
+    ----------
+    page
+        What is looked at; the tab knows what happens there from now on.
+    port
+        Where its browser serves the tools: see :func:`chromium`.
+
+    Raises
+    ------
+    MissingActor
+        If this Chromium came without its tools, as its headless shell does.
+    """
+    target = await (await page.context.new_cdp_session(page)).send("Target.getTargetInfo")
+    assert page.context.browser is not None
+    width, height = TOOLS
+    tools = await page.context.browser.new_page(viewport={"width": width, "height": height})
+    await tools.add_init_script("localStorage.setItem('screencast-enabled', 'false')")
+    socket = f"{HOST}:{port}/devtools/page/{target['targetInfo']['targetId']}"
+    answer = await tools.goto(
+        f"http://{HOST}:{port}/devtools/inspector.html?ws={socket}&panel=network"
+    )
+    if answer is None or not answer.ok:
+        raise MissingActor("this Chromium came without its developer tools")
+    await tools.get_by_role("textbox", name="Filter").first.wait_for()
+    return tools
 
 
 @contextlib.asynccontextmanager

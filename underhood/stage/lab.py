@@ -26,8 +26,15 @@ from urllib.parse import quote
 import nbformat
 
 from underhood.capture.recording import active
-from underhood.stage.browser import PATIENCE_S, NetworkTab, WebPage, chromium, new_page
-from underhood.stage.processes import HOST, Home
+from underhood.stage.browser import (
+    PATIENCE_S,
+    NetworkTab,
+    WebPage,
+    chromium,
+    developer_tools,
+    new_page,
+)
+from underhood.stage.processes import HOST, Home, free_ports
 from underhood.stage.replay import on_stage
 from underhood.stage.server import EXTENSIONS, Server, Taps, forwarded, jupyter_server
 
@@ -298,6 +305,7 @@ async def jupyterlab(
     client: str = "browser",
     cached: bool = True,
     kernels: Mapping[str, Path] = {},
+    tools: bool = False,
 ) -> AsyncIterator[FrontEnd]:
     """Run JupyterLab in a headless browser as long as the block runs.
 
@@ -315,6 +323,9 @@ async def jupyterlab(
         the visit before this one is not recorded.
     kernels
         For the server: see :func:`~underhood.stage.server.jupyter_server`.
+    tools
+        Whether the browser's developer tools are open, for
+        :meth:`~underhood.stage.browser.WebPage.network_tab`.
 
     Raises
     ------
@@ -323,7 +334,7 @@ async def jupyterlab(
     StartError
         If the server does not start.
     """
-    live = _front_end("JupyterLab", arguments, server, client, cached, kernels)
+    live = _front_end("JupyterLab", arguments, server, client, cached, kernels, tools)
     async with on_stage(FrontEnd, live) as lab:
         yield lab
 
@@ -350,15 +361,20 @@ async def _front_end(
     client: str,
     cached: bool,
     kernels: Mapping[str, Path],
+    tools: bool = False,
 ) -> AsyncIterator[FrontEnd]:
     async with contextlib.AsyncExitStack() as stack:
         home = await stack.enter_async_context(Home())
-        browser = await stack.enter_async_context(chromium(home))
+        port = free_ports(1)[0] if tools else 0
+        browser = await stack.enter_async_context(chromium(home, port))
         if server is None:
             server = await stack.enter_async_context(
                 jupyter_server(*arguments, extensions=EXTENSIONS, kernels=kernels, home=home)
             )
-        yield await stack.enter_async_context(visiting(kind, browser, server, client, cached))
+        front_end = await stack.enter_async_context(visiting(kind, browser, server, client, cached))
+        if tools:
+            front_end.tools = await developer_tools(front_end.page, port)
+        yield front_end
 
 
 @contextlib.asynccontextmanager
