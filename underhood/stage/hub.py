@@ -54,6 +54,15 @@ _SCOPES: Final = ("admin:users", "admin:servers", "access:servers", "list:users"
 """What the holder of :attr:`Hub.token` may do: all that a course shows, on every user's behalf."""
 
 
+_RUN_ALL: Final = """
+import jupytext, nbclient, resource
+notebook = jupytext.reads({text!r}, fmt="md:myst")
+await nbclient.NotebookClient(notebook, timeout=300).async_execute()
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime)
+"""
+
+
 class Hub:
     """A JupyterHub that runs.
 
@@ -194,6 +203,40 @@ class Hub:
         The kernel stays; see :func:`underhood.stage.cells.run_cell`.
         """
         return await run_cell(f"{self.url}/user/{user}", code, token=self.token)
+
+    async def measure_notebook(self, user: str, path: str) -> tuple[float, float]:
+        """Run a notebook of this machine on a user's server, and measure what it takes.
+
+        Parameters
+        ----------
+        user
+            Somebody whose server runs.
+        path
+            Where it lies, in text form (MyST Markdown); from the working directory.
+
+        Returns
+        -------
+        memory
+            The most that the user's server and all that it started held at a time, in bytes (the
+            sum of ``pss``; see :meth:`memory`).
+        processor
+            The time that the notebook's processes took of the processors, in seconds.
+        """
+
+        held = [0]
+
+        async def watch() -> None:
+            while True:
+                memory = await self.memory()
+                held.append(sum(b["pss"] for who, b in memory.items() if who.startswith(user)))
+                await asyncio.sleep(0.3)
+
+        watcher = asyncio.create_task(watch())
+        try:
+            said = await self.run_cell(user, _RUN_ALL.format(text=Path(path).read_text()))
+        finally:
+            watcher.cancel()
+        return max(held), float(said.split()[-1])
 
     async def freeze(self) -> None:
         """Stop the hub in the middle of whatever it does, as an overloaded host would."""
