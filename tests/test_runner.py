@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import time
@@ -119,6 +120,18 @@ def test_a_kernel_that_is_not_installed_is_named(job):
     assert (outcome.fate, outcome.why, outcome.tries) == (
         "no kernel", "no kernel is called 'cobol'", 1,
     )  # fmt: skip
+
+
+def test_a_kernel_whose_program_is_gone_is_an_outcome_too(job, tmp_path, monkeypatch):
+    spec = tmp_path / "kernels" / "gone"
+    spec.mkdir(parents=True)
+    command = [str(tmp_path / "no-such-python"), "-f", "{connection_file}"]
+    about = {"argv": command, "display_name": "Gone", "language": "python"}
+    (spec / "kernel.json").write_text(json.dumps(about))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    outcome = runner.run(job("1", kernel="gone"), tries=2)
+    assert outcome.fate == "no kernel"
+    assert "cannot be started" in outcome.why
 
 
 @pytest.mark.parametrize(

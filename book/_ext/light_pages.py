@@ -82,9 +82,6 @@ _AT_ONCE: Final = re.compile(r'(document\.readyState!==?"loading"\?)(\w+)\(\):')
 # The theme measures, marks, measures the next, and so on: the page is laid out anew for each of a
 # thousand elements. course.js measures all of them first.
 _ONE_BY_ONE: Final = re.compile(r"\.forEach\((\w+)=>\{\1\.tabIndex=\1\.scrollWidth>[^{}]*\}\)")
-# Names, punctuation and blanks in code, which both of its styles leave as they are: two thirds of
-# the elements in a cell.
-_PLAIN_CODE: Final = re.compile(r'<span class="[npw]">([^<]*)</span>')
 # What a browser reads as nothing between two tags; longer than one character.
 _BLANKS: Final = re.compile(r"[ \t]*\n\s*")
 
@@ -263,8 +260,7 @@ class Page:
         )
         text = _BLANKS.sub("\n", text)
         text = text.replace("</head>", "\n".join([*links, "</head>"]), 1)
-        text = re.sub(r"\0(\d+)\0", lambda match: kept[int(match[1])], text).lstrip()
-        return _PLAIN_CODE.sub(r"\1", text)
+        return re.sub(r"\0(\d+)\0", lambda match: kept[int(match[1])], text).lstrip()
 
 
 def _squeezed_options(path: Path) -> str:

@@ -236,7 +236,7 @@ def _run_once(
         log=_quiet,
         timeout=timeout,
         startup_timeout=startup_timeout,
-        shutdown_kernel="immediate",  # a cell that hangs would not let it end politely
+        shutdown_kernel="immediate",  # a cell that hangs may not let it end politely
         resources={"metadata": {"path": str(job.source.parent)}},
         on_notebook_start=begun,
         on_cell_execute=before,
@@ -248,12 +248,15 @@ def _run_once(
         except CellTimeoutError:
             return "timeout", f"cell {max(clock)} took more than {timeout:g} s"
         except DeadKernelError:
-            return "dead kernel", f"in cell {max(clock)}{_last_line(words, noise)}"
+            where = f"in cell {max(clock)}" if clock else "before the first cell"
+            return "dead kernel", f"{where}{_last_line(words, noise)}"
         except CellExecutionError as error:
             fate: Fate = "input" if error.ename == "StdinNotImplementedError" else "error"
             return fate, f"cell {max(clock)}: {error.ename}: {error.evalue}"
         except NoSuchKernel as error:
             return "no kernel", f"no kernel is called {error.name!r}"
+        except OSError as error:  # the program that its kernelspec names is not there
+            return "no kernel", f"its kernel cannot be started: {_first_line(error)}"
         except RuntimeError as error:
             return "no start", f"{_first_line(error)}{_last_line(words, noise)}"
         finally:
