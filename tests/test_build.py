@@ -70,7 +70,7 @@ class Book:
         self.folder = folder
         self.mark = uuid.uuid4().hex
         (folder / "book").mkdir(parents=True)
-        for part in ("_ext", "_static", "_templates"):
+        for part in ("_ext", "_lab", "_static", "_templates"):
             (folder / "book" / part).symlink_to(ROOT / "book" / part)
         shutil.copy(ROOT / "_config.yml", folder)
         for bibliography in (ROOT / "book").rglob("*.bib"):
