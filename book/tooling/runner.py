@@ -107,8 +107,8 @@ class Outcome:
 def run(
     job: Job,
     *,
-    timeout: float = 600,
-    startup_timeout: float = 60,
+    timeout: int = 600,
+    startup_timeout: int = 60,
     tries: int = 2,
     on_cell: Callable[[Job, int], None] | None = None,
 ) -> Outcome:
@@ -119,9 +119,9 @@ def run(
     job
         The notebook.
     timeout
-        How long a single cell may take, in seconds.
+        How long a single cell may take, in whole seconds.
     startup_timeout
-        How long its kernel may take to answer, in seconds.
+        How long its kernel may take to answer, in whole seconds.
     tries
         How often to start it at most, if it fails for a reason in :data:`LUCK`.
     on_cell
@@ -205,8 +205,8 @@ def report(outcomes: Iterable[Outcome]) -> NotebookNode:
 
 def _run_once(
     job: Job,
-    timeout: float,
-    startup_timeout: float,
+    timeout: int,
+    startup_timeout: int,
     on_cell: Callable[[Job, int], None] | None,
     cells: list[tuple[int, float]],
 ) -> tuple[Fate, str]:
@@ -246,7 +246,7 @@ def _run_once(
         try:
             _execute(client, words)
         except CellTimeoutError:
-            return "timeout", f"cell {max(clock)} took more than {timeout:g} s"
+            return "timeout", f"cell {max(clock)} took more than {timeout} s"
         except DeadKernelError:
             where = f"in cell {max(clock)}" if clock else "before the first cell"
             return "dead kernel", f"{where}{_last_line(words, noise)}"
@@ -317,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--to", type=Path, default=Path("done"), help="folder for the results")
     parser.add_argument("--workers", type=int, default=2, help="how many at a time")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for one cell")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds for one cell")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     given = parser.parse_args(arguments)
     parameters = {name: _value(text) for name, text in given.p}

@@ -329,17 +329,32 @@ const enliven = (figure) => {
   };
   addEventListener('hashchange', follow);
   if (isPage) follow();
-  // Most browsers print what is closed as closed.
-  addEventListener('beforeprint', () => { const table = figure.querySelector('.uh-table'); if (table) table.open = true; });
 };
 
-// One at a time: a page with many must not keep its reader waiting.
-const waiting = all(document, 'figure.underhood:not([data-live])');
+// Near the screen, and one at a time: a page with many must not keep its reader waiting.
+const waiting = [];
 const next = () => {
   const figure = waiting.shift();
-  if (!figure) return;
-  if (!figure.dataset.live) enliven(figure);
-  setTimeout(next);
+  if (figure && !figure.dataset.live) enliven(figure);
+  if (waiting.length) setTimeout(next);
 };
-next();
+const near = new IntersectionObserver((seen) => {
+  for (const {isIntersecting, target: figure} of seen) {
+    if (!isIntersecting) continue;
+    near.unobserve(figure);
+    if (waiting.push(figure) === 1) setTimeout(next);
+  }
+}, {rootMargin: '100%'});
+const pictures = all(document, 'figure.underhood:not([data-live])');
+for (const figure of pictures) near.observe(figure);
+
+// What is asked for by its address cannot wait until it is near.
+const asked = () => {
+  const name = location.hash.slice(1);
+  for (const figure of pictures) if (name.startsWith(figure.id) && !figure.dataset.live) enliven(figure);
+};
+addEventListener('hashchange', asked);
+asked();
+// Most browsers print what is closed as closed.
+addEventListener('beforeprint', () => { for (const table of all(document, '.underhood .uh-table')) table.open = true; });
 })();

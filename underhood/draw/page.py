@@ -183,6 +183,9 @@ class Picture:
         # SVG, which cannot be assigned to (``handleAnchor`` in its rendermime package, 4.6). It
         # does not look at the older ``xlink:href``, which browsers follow in the same way.
         drawn = re.sub(r'(<a [^>]*?)href="', r'\1xlink:href="', self.svg)
+        # A picture comes to life when it is near, but is in reach of the Tab key before; not
+        # every program that looks for what can be reached finds links in an SVG.
+        drawn = drawn.replace("<a ", '<a tabindex="0" ', 1)
         return drawn.replace('href="#@', f'href="#{own_id}')
 
     def _messages(self, own_id: str, clock: Clock, opened: bool) -> Iterator[str]:
