@@ -145,6 +145,13 @@ def test_a_distribution_says_its_median_and_quartiles() -> None:
     assert "reply: 9 runs" in repr(picture)
 
 
+def test_of_one_run_a_distribution_says_no_more_than_its_time() -> None:
+    picture = distribution({"alone": [3 * MS]}, title="One")
+    assert "1 run" in texts(picture)
+    assert "alone: 1 run, 3.0 ms" in repr(picture)
+    assert "half of them" not in repr(picture)
+
+
 def test_many_runs_are_counted_instead_of_dotted() -> None:
     picture = distribution({"reply": [n * MS for n in range(500)]}, title="Replies")
     assert 0 < len(boxes(picture, "dot")) < 200

@@ -453,11 +453,14 @@ def distribution(
         marks += _swarm(xs, middle) if len(xs) <= _DOTS else _histogram(xs, middle)
         marks.append(Line("median", (((axis.x(mid), middle - 18), (axis.x(mid), middle + 18)),)))
         marks.append(Text("small", axis.right + 10, middle, f"median {_signed(mid)}"))
-        marks.append(Text("small", axis.right + 10, middle + 14, f"{len(values)} runs"))
+        runs = "1 run" if len(values) == 1 else f"{len(values)} runs"
+        marks.append(Text("small", axis.right + 10, middle + 14, runs))
         said.append(
-            f"{name}: {len(values)} runs, median {_signed(mid)}, half of them between "
+            f"{name}: {runs}, median {_signed(mid)}, half of them between "
             f"{_signed(first)} and {_signed(third)}, all between {_signed(values[0])} and "
             f"{_signed(values[-1])}"
+            if len(values) > 1
+            else f"{name}: {runs}, {_signed(mid)}"
         )
         lines.append(said[-1])
         y += height
