@@ -201,6 +201,48 @@ def test_a_page_that_is_shown_while_somebody_writes_it_is_loaded_again(book):
         server.wait()
 
 
+def test_a_port_that_is_taken_gives_way_to_the_next_that_is_free(tmp_path):
+    (tmp_path / "_build/html").mkdir(parents=True)
+    (tmp_path / "_build/html/index.html").write_text("here it is")
+    serve = [sys.executable, ROOT / ".ci/serve.py"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = subprocess.Popen(
+            [*serve, str(port)],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            assert server.stdout
+            said = ""
+            while "Serving on" not in said:
+                line = server.stdout.readline()
+                assert line, said
+                said += line
+            assert f"Port {port} is in use" in said
+            (address,) = re.findall(r"Serving on (http://127\.0\.0\.1:\d+)", said)
+
+            def shown() -> bool:
+                with contextlib.suppress(OSError), urllib.request.urlopen(address) as answer:
+                    return b"here it is" in answer.read()
+                return False
+
+            assert within(30, shown)
+        finally:
+            server.terminate()
+            server.communicate()
+
+
+@pytest.mark.parametrize("port", ["80", "http", "65536"])
+def test_what_is_no_port_is_named(port):
+    serve = [sys.executable, ROOT / ".ci/serve.py", port]
+    done = subprocess.run(serve, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"'{port}' is no port that this may use" in done.stderr
+
+
 def test_changed_pins_make_every_chapter_run_again(book):
     book.write(one=chapter("import time; time.time_ns()"))
     book.build()
