@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 from live import eventually, front_end, kernel, kill, run, start_kernel, until_begun
+from rich.console import Console
 
 from underhood import Capture, load, record
-from underhood.cli import Trouble, main, parse_filter, parse_pair
+from underhood.cli import Trouble, _messages_table, main, parse_filter, parse_pair
 from underhood.stage import jupyter_server
 
 BIN = Path(sys.executable).parent
@@ -107,12 +111,16 @@ def test_jupyter_finds_it_as_a_subcommand() -> None:
 def test_show_prints_a_row_per_message(capture: Path) -> None:
     told = underhood("show", capture)
     assert told.returncode == 0
-    assert told.stderr == ""
     heading, _, *rows = told.stdout.splitlines()
     assert heading.split() == [
         "no.", "ms", "from", "to", "channel", "message", "bytes", "signature"
     ]  # fmt: skip
     trace = load(capture).trace()
+    assert f"{capture}: {len(trace)} messages on " in told.stderr
+    since = re.search(r"since (.*)$", told.stderr)
+    assert since, told.stderr
+    milliseconds = round(datetime.fromisoformat(since[1]).timestamp() * 1e3)
+    assert milliseconds == trace[0].time_ns // 1_000_000
     assert len(rows) == len(trace)
     for row, m in zip(rows, trace, strict=True):
         cells = re.split(r"\s{2,}", row.strip())
@@ -120,6 +128,36 @@ def test_show_prints_a_row_per_message(capture: Path) -> None:
         assert cells[2:5] == [m.sender, m.receiver, m.channel]
         assert cells[5] == (f"{m.label}: {m.detail}" if m.detail else m.label)
         assert cells[6] == str(m.size)
+
+
+def test_on_a_narrow_terminal_words_are_folded_and_numbers_are_not(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, record() as recording:
+        where = recording.tap(
+            listener.getsockname()[:2], client="somebody's browser", server="somebody's server"
+        )
+        with socket.create_connection(where) as client:
+            server, _ = listener.accept()
+            with server:
+                asked = b"GET /api/contents/notebooks/of/somebody HTTP/1.1\r\n\r\n" * 120
+                client.sendall(asked)
+                assert server.recv(len(asked), socket.MSG_WAITALL) == asked
+    console = Console(file=io.StringIO(), width=60)
+    trace = recording.trace()
+    console.print(_messages_table(trace))
+    told = console.file.getvalue()
+    assert max(map(len, told.splitlines())) <= 60
+    headings = ["no.", "ms", "from", "to", "channel", "message", "bytes"]
+    assert told.splitlines()[0].split() == headings, "nothing is signed here"
+    rows = re.findall(r"^ *(\d+) .* http .* (\d+) *$", told, re.MULTILINE)
+    assert rows == [(str(m.number), str(m.size)) for m in trace]
+
+
+def test_a_terminal_that_knows_ascii_only_is_told_the_same_words(sick: Path) -> None:
+    usual = underhood("check", sick)
+    plain = underhood("check", sick, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert plain.returncode == usual.returncode
+    words = r"[A-Za-z_]{2,}"
+    assert re.findall(words, plain.stdout) == re.findall(words, usual.stdout) != []
 
 
 def test_show_json_prints_an_object_per_message(capture: Path) -> None:
@@ -241,6 +279,12 @@ def test_check_names_what_is_wrong_and_exits_with_1(sick: Path) -> None:
     ):
         assert said in told.stdout
     assert "2 findings" in told.stdout
+    asked = next(m for m in load(sick).trace().types("execute_request"))
+    times = re.findall(r", (\d{4}-\d\d-\d\d [\d:.]{12}[+-]\d\d:\d\d)$", told.stdout, re.MULTILINE)
+    for time in times:
+        milliseconds = round(datetime.fromisoformat(time).timestamp() * 1e3)
+        assert milliseconds == asked.time_ns // 1_000_000
+    assert len(times) == 2
     assert "signatures were not checked" in told.stdout
     found = [json.loads(line) for line in underhood("check", sick, "--json").stdout.splitlines()]
     assert {one["rule"] for one in found} == {"request without reply", "missing idle"}
@@ -466,6 +510,23 @@ def test_tap_loses_nothing_old_when_it_is_killed(echo: int, tmp_path: Path) -> N
     assert connection.stream("<") == b"before\n"
 
 
+def test_tap_on_a_full_disk_ends_and_keeps_what_it_has(echo: int, tmp_path: Path) -> None:
+    file = tmp_path / "echo.pcapng"
+    process, port = tap(f"0:{echo}", "-o", file)
+    say(port, b"before\n")
+    eventually(lambda: b"before" in file.read_bytes())
+    limit = file.stat().st_size + 100
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    say(port, b"after\n")
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert re.search(
+        r"^underhood: .*echo\.pcapng: File too large; it has what was", told, re.MULTILINE
+    )
+    assert "Traceback" not in told
+    assert load(file).connections[0].stream("<") == b"before\n"
+
+
 def test_tap_says_that_a_port_is_busy_and_spares_the_old_capture(tmp_path: Path) -> None:
     file = tmp_path / "old.pcapng"
     file.write_bytes(b"an older capture")
@@ -519,6 +580,7 @@ def test_a_pair_that_is_none_is_refused(text: str) -> None:
         (["run", "text.ipynb"], "is no notebook"),
         (["run", "fine.ipynb", "--kernel", "cobol"], "no kernel is called 'cobol'"),
         (["tap", "what:ever"], "write PORT:PORT"),
+        (["tap", "0:no-such-host.invalid:80"], "no host is known as 'no-such-host.invalid'"),
         (["tap", "0:8888", "-o", "no/folder.pcapng"], "No such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

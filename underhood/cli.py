@@ -15,17 +15,19 @@ import os
 import re
 import shlex
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from html import escape
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -72,13 +74,19 @@ def _console(*, error: bool = False) -> Console:
     )
 
 
-def _table(*headings: str, right: Sequence[str] = ()) -> Table:
+def _table(*headings: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
+    """Return a table; on a narrow terminal, columns of ``right`` and ``whole`` keep their width."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+        table.add_column(
+            heading,
+            justify="right" if heading in right else "left",
+            overflow="fold",
+            no_wrap=heading in right or heading in whole,
+        )
     return table
 
 
@@ -236,8 +244,24 @@ def _show(args: argparse.Namespace) -> int:
     if not len(chosen):
         _say(f"no message to show: {args.file} has {len(trace)}, on {_connections(trace)}")
         return OK
+    part = f"{len(chosen)} of " if len(chosen) < len(trace) else ""
+    _say(f"{args.file}: {part}{_seen(trace)}, since {_when(trace[0].time_ns)}")
     _console().print(_messages_table(chosen))
     return OK
+
+
+def _seen(trace: Trace) -> str:
+    """Say how much a trace holds."""
+    from underhood.draw.words import messages
+
+    return f"{messages(len(trace))} on {_connections(trace)}"
+
+
+def _when(time_ns: int) -> str:
+    """Write a time as servers' logs do: in this computer's zone, to the millisecond."""
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    local = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000).astimezone()
+    return local.isoformat(sep=" ", timespec="milliseconds")
 
 
 def _connections(trace: Trace) -> str:
@@ -249,15 +273,16 @@ def _connections(trace: Trace) -> str:
 def _messages_table(trace: Trace) -> Table:
     from underhood.draw.words import channel, milliseconds, says
 
+    signed = ("signature",) if any(m.signature is not None for m in trace) else ()
     table = _table(
-        "no.", "ms", "from", "to", "channel", "message", "bytes", "signature",
-        right=("no.", "ms", "bytes"),
+        "no.", "ms", "from", "to", "channel", "message", "bytes", *signed,
+        right=("no.", "ms", "bytes"), whole=("channel", *signed),
     )  # fmt: skip
     start = trace.whole[0].time_ns
     for m in trace:
         table.add_row(
             str(m.number), milliseconds(m.time_ns - start), m.sender, m.receiver, channel(m),
-            says(m), str(m.size), str(m.signature or ""),
+            says(m), str(m.size), *(str(m.signature or "") for _ in signed),
         )  # fmt: skip
     return table
 
@@ -337,14 +362,14 @@ def _concerned(where: Message | Connection | None) -> str:
 def _print_findings(trace: Trace, findings: Sequence[Finding]) -> None:
     from underhood.check import RULES
     from underhood.dissect.jupyter import Signature
-    from underhood.draw.words import messages, milliseconds
+    from underhood.draw.words import milliseconds
 
     console = _console()
     sections = {rule.name: f"{rule.section}: {rule.url}" for rule in RULES}
     start = trace.whole[0].time_ns if len(trace.whole) else 0
     for finding in findings:
-        at = milliseconds(finding.time_ns - start)
-        console.print(f"{finding.place}, at {at} ms: {finding.rule}", style="bold")
+        at = f"at {milliseconds(finding.time_ns - start)} ms, {_when(finding.time_ns)}"
+        console.print(f"{finding.rule}: {finding.place}, {at}", style="bold")
         console.print(f"    {finding.sentence}")
         console.print(f"    {_concerned(finding.message or finding.connection)}")
         console.print(f"    {finding.advice}")
@@ -354,12 +379,11 @@ def _print_findings(trace: Trace, findings: Sequence[Finding]) -> None:
             "signatures were not checked, for want of a key: --connection-file gives it, and run "
             "--keys keeps it in the capture"
         )
-    seen = f"{messages(len(trace))} on {_connections(trace)}"
     if findings:
         count = len(findings)
-        console.print(f"{count} finding{'' if count == 1 else 's'} in {seen}")
+        console.print(f"{count} finding{'' if count == 1 else 's'} in {_seen(trace)}")
     else:
-        console.print(f"nothing wrong: {seen} keep all {len(RULES)} rules")
+        console.print(f"nothing wrong: {_seen(trace)} keep all {len(RULES)} rules")
 
 
 # ---- convert
@@ -679,34 +703,94 @@ def _tap(args: argparse.Namespace) -> int:
     from underhood.capture.store import Link
 
     pairs = [parse_pair(pair) for pair in args.pair]
+    places = [_addresses(*there) for _, there in pairs]
     target: Path = args.output
     ended = threading.Event()
     # SIGTERM ends it like Ctrl+C, so that a service manager may run it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    taps = [tap.Tap(("127.0.0.1", port), [there], {}) for port, there in pairs]
+    taps = [
+        tap.Tap(("127.0.0.1", port), found, {})
+        for (port, _), found in zip(pairs, places, strict=True)
+    ]
     tap.start(*taps)  # before the file is opened: a busy port must not cost an older capture
     try:
-        with target.open("wb", buffering=1 << 20) as file:
-            notes = {
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "taps": " ".join(args.pair),
-            }
-            writer = pcapng.Writer(file, name=target.stem, notes=notes)
-            for one, (_, (host, port)) in zip(taps, pairs, strict=True):
-                one.links[writer] = Link(args.client, args.server, args.channel)
-                _say(f"127.0.0.1:{one.address[1]} → {host}:{port}")
-            _say(f"writing {target}; press Ctrl+C to end")
-            while not ended.wait(_FLUSH_S):
-                file.flush()
-                if sys.stderr.isatty():
-                    print(f"\r{file.tell():,} bytes", end="", file=sys.stderr, flush=True)
-            tap.detach(writer)
+        file = _CaptureFile(target, ended)
+        notes = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "taps": " ".join(args.pair),
+        }
+        writer = pcapng.Writer(file, name=target.stem, notes=notes)
+        for one, (_, (host, port)) in zip(taps, pairs, strict=True):
+            one.links[writer] = Link(args.client, args.server, args.channel)
+            _say(f"127.0.0.1:{one.address[1]} → {host}:{port}")
+        _say(f"writing {target}; press Ctrl+C to end")
+        while not ended.wait(_FLUSH_S):
+            file.flush()
+            if sys.stderr.isatty():
+                print(f"\r{file.size:,} bytes", end="", file=sys.stderr, flush=True)
+        tap.detach(writer)
+        file.close()
     finally:
         tap.stop(*taps, drain=0)
     trace = pcapng.load(target).trace()
     _say(f"\r{target}: {len(trace)} messages on {_connections(trace)}")
     return OK
+
+
+class _CaptureFile:
+    """A capture's file while taps write it; a full disk ends the capture, and breaks no tap."""
+
+    def __init__(self, path: Path, ended: threading.Event) -> None:
+        self._path, self._ended = path, ended
+        self._file = path.open("wb", buffering=1 << 20)
+        self._failure: OSError | None = None
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return self._file.tell()
+
+    def write(self, data: bytes) -> None:
+        """Write; the taps' thread, which calls this, gets no error."""
+        self._attempt(lambda: self._file.write(data))
+
+    def flush(self) -> None:
+        """Have the disk take what was written."""
+        self._attempt(self._file.flush)
+
+    def close(self) -> None:
+        """Close it.
+
+        Raises
+        ------
+        Trouble
+            If not all of it could be written.
+        """
+        self._attempt(self._file.close)
+        if self._failure is not None:
+            with suppress(OSError):
+                self._file.close()
+            raise Trouble(
+                f"{self._path}: {self._failure.strerror}; it has what was said before that"
+            )
+
+    def _attempt(self, do: Callable[[], object]) -> None:
+        if self._failure is None:
+            try:
+                do()
+            except OSError as error:
+                self._failure = error
+                self._ended.set()
+
+
+def _addresses(host: str, port: int) -> list[tuple[str, int]]:
+    """Return where a host is reached."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise Trouble(f"no host is known as {host!r} ({error.strerror})") from None
+    return list(dict.fromkeys((str(address[0]), port) for *_, address in found))
 
 
 def parse_pair(text: str) -> tuple[int, tuple[str, int]]:
@@ -792,7 +876,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     tap.add_argument(
         "-o", "--output", type=Path, default=Path("tap.pcapng"), metavar="FILE",
-        help="the capture to write (default: tap.pcapng)",
+        help="the capture to write (default: tap.pcapng); an older one is replaced",
     )  # fmt: skip
     tap.add_argument("--client", default="client", metavar="NAME", help="what to call who connects")
     tap.add_argument("--server", default="server", metavar="NAME", help="what to call the target")
@@ -866,6 +950,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv
         The arguments after the command's name; those of this process by default.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal's encoding lacks becomes "?"
+            stream.reconfigure(errors="replace")
     parser = _parser()
     args = parser.parse_args(argv)
     if args.run is None:

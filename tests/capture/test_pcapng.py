@@ -290,6 +290,29 @@ def test_the_forms_that_editcap_writes_are_read(tmp_path: Path, form: str) -> No
     assert named.connections[1].link == Link("browser", "server", "http")
 
 
+def test_captures_that_mergecap_put_into_one_file_are_all_there(tmp_path: Path) -> None:
+    one = save(example(), tmp_path / "one.pcapng")
+    other = tuple(
+        replace(c, opened=c.opened + 2, client_address=(c.client_address[0], 40_000))
+        for c in example().connections
+    )
+    two = save(replace(example(), connections=other), tmp_path / "two.pcapng")
+    both = tmp_path / "both.pcapng"
+    subprocess.run([tool("mergecap"), "-w", str(both), str(one), str(two)], check=True)
+    read = load(both)
+    assert "cut" not in read.notes
+    expected = sorted((*example().connections, *other), key=lambda c: c.opened)
+    assert read.connections == tuple(replace(c, id=n) for n, c in enumerate(expected, 1))
+
+
+def test_a_comment_that_begins_like_ours_does_no_harm(tmp_path: Path) -> None:
+    path = save(example(), tmp_path / "a.pcapng")
+    path.write_bytes(path.read_bytes().replace(b'{"connection": 1}', b"is a good course!"))
+    read = load(path)
+    assert "cut" not in read.notes
+    assert payloads(read) == payloads(example())
+
+
 def packets_of(path: Path) -> list[tuple[int, bytes]]:
     """Times and raw IP packets of a file, by way of editcap and the simplest format there is."""
     copy = path.with_suffix(".simple")

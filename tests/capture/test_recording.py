@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import http.server
+import itertools
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from underhood.capture.recording import (
     takers_for_kernel,
 )
 from underhood.capture.store import Link
-from underhood.capture.tap import THREAD, Tap, detach, start, stop
+from underhood.capture.tap import THREAD, Tap, detach, now_ns, start, stop
 
 Eventually = Callable[[Callable[[], object]], None]
 VARIABLES = (
@@ -365,6 +366,58 @@ def test_a_child_stops_to_write_when_the_recording_has_ended(
         file.close()
         stop(running, drain=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_kernel_can_end_where_the_disk_is_full(tmp_path: Path) -> None:
+    script = """if True:
+        import resource, sys, time
+        from pathlib import Path
+        from underhood.capture.recording import KernelFile
+        from underhood.capture.store import Link
+        from underhood.capture.tap import THREAD
+
+        file = KernelFile(Path(sys.argv[1]), "an-id", b"key")
+        async def tell():
+            flow = file.opened(Link("a", "b", "shell"), ("127.0.0.1", 1), ("127.0.0.1", 2), 10**18)
+            flow.data(10**18, ">", bytes(50_000))
+        THREAD.run(tell)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+        file.close()
+        print(THREAD.running)
+        """
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert (told.stdout, told.stderr) == ("False\n", "")
+    (path,) = tmp_path.glob("*.pcapng")
+    assert path.stat().st_size == 10_000
+    assert "cut" in load(path).notes
+
+
+def test_what_was_seen_stays_as_it_was_seen_while_children_talk() -> None:
+    with record() as recording:
+        child = KernelFile(Path(os.environ["UNDERHOOD_CAPTURE_DIR"]), "an-id", b"key")
+
+        async def talk() -> None:
+            flows = [
+                sink.opened(Link(name, "b", "x"), ("127.0.0.1", 1), ("127.0.0.1", 2), now_ns())
+                for sink, name in ((recording, "here"), (child, "there"))
+            ]
+            for _ in range(400):
+                for flow in flows:
+                    flow.data(now_ns(), ">", b"word")
+                await asyncio.sleep(0.001)
+
+        talking = threading.Thread(target=THREAD.run, args=(talk,))
+        talking.start()
+        looks: list[list[tuple[int, str]]] = [[]]
+        while talking.is_alive():
+            connections = recording.connections
+            looks.append(sorted((x.time_ns, c.link.client) for c in connections for x in c.chunks))
+        talking.join()
+        child.close()
+    assert len(looks) > 3
+    for before, after in itertools.pairwise(looks):
+        assert after[: len(before)] == before
 
 
 def test_a_folder_whose_path_is_too_long_for_a_socket_still_works(tmp_path: Path) -> None:

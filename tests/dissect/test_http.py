@@ -215,11 +215,26 @@ def test_a_compressed_body_is_shown_as_it_was(coding: str, in_chunks: bool) -> N
     assert {s.value["a"] for s in body.walk() if s.label == "compressed content"} == {1}
 
 
+def test_a_gzip_body_may_have_several_members() -> None:
+    packed = gzip.compress(b"one, ") + gzip.compress(b"") + gzip.compress(b"two")
+    framing = ("Content-Length", str(len(packed)))
+    unit = response(head("HTTP/1.1 200 OK", ("Content-Encoding", "gzip"), framing) + packed)
+    assert (unit.body, unit.note) == (b"one, two", "")
+
+
+def test_a_body_that_stays_away_is_not_cut_short() -> None:
+    said = head("HTTP/1.1 200 OK", ("Content-Encoding", "gzip"), ("Content-Length", "20"))
+    streams = {">": head("HEAD / HTTP/1.1", ("Host", "x")), "<": said}
+    (unit,) = dissect(streams).units("<")
+    assert (unit.body, unit.note) == (b"", "")
+
+
 @pytest.mark.parametrize(
     ("coding", "packed", "note"),
     [
         ("gzip", b"not gzip", "the content is not gzip"),
         ("gzip", gzip.compress(b"x" * 100)[:-9], "the gzip content is cut short"),
+        ("gzip", gzip.compress(b"x" * 100) + b"more", "the content is not gzip"),
         ("br", b"\x0b\x00\x80a\x03", "the content coding 'br' is not read here"),
     ],
 )
@@ -231,14 +246,31 @@ def test_what_cannot_be_decompressed_is_noted(coding: str, packed: bytes, note: 
     assert note in unit.note
 
 
-def test_a_small_body_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("members", [[10_000], [1000, 1], [999, 2]])
+def test_a_small_body_cannot_fill_the_memory(
+    members: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("underhood.dissect.http.MOST_INFLATED", 1000)
-    packed = gzip.compress(bytes(10_000))
+    packed = b"".join(gzip.compress(bytes(size)) for size in members)
     unit = response(
         head("HTTP/1.1 200 OK", ("Content-Encoding", "gzip"), ("Content-Length", str(len(packed))))
         + packed
     )
     assert (len(unit.body), unit.note) == (1000, "only the first 1000 bytes are decompressed")
+
+
+def test_the_last_transfer_coding_says_where_a_body_ends() -> None:
+    several, other = ("Transfer-Encoding", "gzip, chunked"), ("Transfer-Encoding", "chunked, gzip")
+    asked = head("PUT / HTTP/1.1", several) + chunked(b"body") + GET
+    said = head("HTTP/1.1 200 OK", several) + chunked(b"body") + OK
+    dissection = examine({">": asked, "<": said})
+    assert labels(dissection, ">") == ["PUT /", "GET /api/status"]
+    assert labels(dissection, "<") == ["200 OK", "200 OK"]
+    until_the_end = response(head("HTTP/1.1 200 OK", other) + b"2\r\nto the end")
+    assert until_the_end.body == b"2\r\nto the end"
+    (unit,) = dissect({">": head("PUT / HTTP/1.1", other) + b"2\r\nto the end"}).units(">")
+    assert isinstance(unit, Request)
+    assert unit.note == "no length and not chunked: transfer-encoding chunked, gzip"
 
 
 def test_a_body_without_length_ends_with_the_connection() -> None:
@@ -312,7 +344,7 @@ def test_a_refused_tunnel_goes_on_as_http() -> None:
     dissection = examine(
         {
             ">": head("CONNECT host:443 HTTP/1.1") + GET,
-            "<": head("HTTP/1.1 502 Bad Gateway", ("Content-Length", "0")) + OK,
+            "<": head("HTTP/1.1 502 Bad Gateway", ("Content-Length", "4")) + b"gone" + OK,
         }
     )
     assert labels(dissection, "<") == ["502 Bad Gateway", "200 OK"]

@@ -218,6 +218,7 @@ def test_control_frames_come_between_fragments() -> None:
         (ws_frame(b"abc", 1)[:-1], "the capture ends inside a frame"),
         (ws_frame(b"abc" * 100, 1)[:3], "the capture ends inside a frame"),
         (b"\x81\x7f" + b"\xff" * 8, "the capture ends inside a frame"),
+        (b"\x81\x7f" + (2**32 + 1).to_bytes(8) + b"x", "the capture ends inside a frame"),
     ],
 )
 def test_a_frame_that_breaks_the_rules_ends_its_direction(frame: bytes, why: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 from tiling import examine, fields, holes, labels
 from wire import command, frame, greeting, jupyter, message, prop, ready
@@ -140,6 +142,13 @@ def test_a_sealed_frame_needs_a_curve_connection() -> None:
     assert unit.label == "message"
 
 
+def test_what_is_too_short_for_a_box_is_not_sealed() -> None:
+    short, least = (frame(b"\x07MESSAGE" + bytes(8 + size)) for size in (16, 17))
+    assert labels(examine({">": greeting(b"CURVE") + short + least}), ">") == [
+        "greeting", "message", "sealed",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("version", [0, 1])
 def test_subscriptions_may_be_messages(version: int) -> None:
     client = (
@@ -248,6 +257,14 @@ def test_bytes_of_no_known_protocol_are_undecoded() -> None:
     assert dissection.protocol == "unknown"
     assert dissection.units(">") == ()
     assert len(holes(dissection.spans(">"))) == 1
+
+
+def test_an_encrypted_connection_is_called_so() -> None:
+    to, fro = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(to, fro, server_hostname="localhost").do_handshake()
+    (span,) = dissect({">": fro.read()}).spans(">")
+    assert "it is encrypted (TLS)" in str(span.value)
 
 
 def test_the_identity_is_the_clients() -> None:

@@ -7,7 +7,7 @@ from html import unescape
 from xml.etree import ElementTree
 
 import pytest
-from conversations import Conversation, execute, http_request, invented
+from conversations import Conversation, execute, frame, greeting, http_request, invented, ready
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,6 +49,20 @@ def test_rows_open_from_frame_to_part_to_value() -> None:
     assert [f.label for f in part.children][:3] == ["msg_id", "msg_type", "username"]
     msg_type = part.children[1]
     assert message.data[msg_type.start : msg_type.end] == b'"msg_type": "execute_request", '
+
+
+@pytest.mark.parametrize("nested", ['{"a":', "["], ids=["objects", "arrays"])
+def test_what_nests_deeper_than_anybody_reads_is_still_drawn(nested: str) -> None:
+    deep = '{"code":' + nested * 800 + "1" + {"[": "]"}.get(nested, "}") * 800 + "}"
+    parts = (b"<IDS|MSG>", b"", b'{"msg_type": "execute_request"}', b"{}", b"{}", deep.encode())
+    frames = (frame(part, more=n < len(parts) - 1) for n, part in enumerate(parts))
+    said = Chunk(1, ">", greeting() + ready("DEALER") + b"".join(frames))
+    link = Link("client", "kernel", "shell")
+    connection = Connection(link, 1, ("127.0.0.1", 1), ("127.0.0.1", 2), 0, (said,))
+    (message,) = Capture((connection,)).trace().protocol("jupyter")
+    assert tiles(field(message.span, message.data))
+    assert message.octets().html.count("<details") < 100
+    assert "<svg" in Trace((message,)).sequence_diagram().html
 
 
 def test_a_value_is_told_where_the_bytes_do_not_show_it() -> None:

@@ -18,6 +18,7 @@ Formats: draft-ietf-opsawg-pcapng and draft-ietf-opsawg-pcap.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import ipaddress
 import json
@@ -632,7 +633,9 @@ class _FileReader:
             else:
                 found.setdefault(code, value)
             at += 4 + length + (-length & 3)
-        about = json.loads(ours) if ours else {}
-        if not isinstance(about, dict):
-            raise TypeError
-        return found, about
+        about: Any = {}
+        if ours:
+            # Others may add to a comment, as mergecap does, or write one that begins like ours.
+            with contextlib.suppress(ValueError, RecursionError):
+                about, _ = json.JSONDecoder().raw_decode(ours)
+        return found, about if isinstance(about, dict) else {}

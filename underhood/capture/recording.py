@@ -26,7 +26,8 @@ import socket
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -161,7 +162,8 @@ class KernelFile:
         if tap.THREAD.running:
             tap.THREAD.run(on_thread)
         self._socket_path.unlink(missing_ok=True)
-        self._file.close()
+        with contextlib.suppress(OSError):  # the disk is full: its kernel ends as it would
+            self._file.close()
         tap.THREAD.release(self)
 
 
@@ -182,6 +184,17 @@ def _wait_until_flushed(path: Path) -> None:
         sock.settimeout(2)
         sock.connect(str(path.with_suffix(".sock")))
         sock.recv(1)
+
+
+def _until(time_ns: int, connections: Iterable[Connection]) -> Iterator[Connection]:
+    """Yield connections as they were at a moment."""
+    for connection in connections:
+        if connection.opened <= time_ns:
+            yield replace(
+                connection,
+                chunks=tuple(c for c in connection.chunks if c.time_ns <= time_ns),
+                ends=tuple(e for e in connection.ends if e.time_ns <= time_ns),
+            )
 
 
 # ---------------------------------------------------------------------- who takes what
@@ -419,10 +432,12 @@ class Recording:
             self._final.save(Path(keep) / f"{file_name}.pcapng")
 
     def _snapshot(self) -> Capture:
-        connections = [flow.connection() for flow in tuple(self._flows)]
+        # One moment for all, or a message of a child could turn up before what was seen already,
+        # and numbers would change from one look to the next.
+        now, connections = self._seen()
         keys = dict(self._keys)
         for child in self._children():
-            connections += child.connections
+            connections += _until(now, child.connections)
             keys |= child.keys
         return Capture(
             merge(connections),
@@ -430,6 +445,20 @@ class Recording:
             MappingProxyType(dict(self._notes)),
             self.name,
         )
+
+    def _seen(self) -> tuple[int, list[Connection]]:
+        """Return what the taps of this process have told, and the moment, in nanoseconds."""
+
+        def seen() -> tuple[int, list[Connection]]:
+            return tap.now_ns(), [flow.connection() for flow in self._flows]
+
+        async def on_thread() -> tuple[int, list[Connection]]:
+            return seen()  # no tap forwards anything meanwhile
+
+        try:
+            return tap.THREAD.run(on_thread)
+        except RuntimeError:  # no tap runs
+            return seen()
 
     def _children(self) -> Iterator[Capture]:
         """Yield what children have written so far."""
@@ -550,7 +579,6 @@ class Recording:
         """
         if self._final is not None:
             return self._final
-        tap.THREAD.barrier()
         return self._snapshot()
 
     @property
@@ -573,7 +601,11 @@ class Recording:
         self._notes[name] = text
 
     def trace(self) -> Trace:
-        """Dissect the bytes: the messages of all connections, ordered by time."""
+        """Dissect the bytes: the messages of all connections, ordered by time.
+
+        While it runs, messages keep their numbers from one look to the next, unless half of one
+        was on the wire: when the rest has come, it stands after what arrived in the meantime.
+        """
         return self.capture.trace()
 
     def save(self, path: str | Path, *, keys: bool = False) -> Path:

@@ -159,11 +159,6 @@ class TapThread:
             future = asyncio.run_coroutine_threadsafe(function(*arguments), self._loop)
         return future.result(30)
 
-    def barrier(self) -> None:
-        """Wait until everything that has been forwarded so far has been told to the sinks too."""
-        with contextlib.suppress(RuntimeError):
-            self.run(functools.partial(asyncio.sleep, 0))
-
     def _linger(self) -> None:
         """Wait, when the process ends without having stopped its taps, until they are quiet."""
         end, before = time.monotonic() + _LINGER_S, -1

@@ -17,6 +17,9 @@ from underhood.dissect.spans import Span, undecoded
 
 ProtocolName: TypeAlias = Literal["zmtp", "http", "unknown"]
 
+# A record of the type "handshake", as both sides of TLS send first (RFC 8446, section 5.1).
+_TLS: Final = b"\x16\x03"
+
 
 class Unit(Protocol):
     """A message in one direction: where it lies, and what it is once somebody asks."""
@@ -69,18 +72,20 @@ class Side(Protocol):
 class Unknown:
     """A direction in no protocol that is read here."""
 
-    __slots__ = ("_length",)
+    __slots__ = ("_data",)
 
     units: Final[Sequence[Unit]] = ()
 
-    def __init__(self, length: int) -> None:
-        self._length = length
+    def __init__(self, data: bytes) -> None:
+        self._data = data
 
     @property
     def spans(self) -> tuple[Span, ...]:
         """All of it, undecoded."""
         why = "neither a ZMTP greeting nor an HTTP/1.1 request begins this connection"
-        return (undecoded(0, self._length, why),) if self._length else ()
+        if self._data.startswith(_TLS):
+            why = "it is encrypted (TLS); put the tap where it is not, behind what decrypts it"
+        return (undecoded(0, len(self._data), why),) if self._data else ()
 
 
 class Dissection:
@@ -145,6 +150,4 @@ def dissect(streams: Mapping[Direction, bytes]) -> Dissection:
         return Dissection(streams, "zmtp", zmtp.connection(streams))
     if http.is_http(streams.get(">", b""), streams.get("<", b"")):
         return Dissection(streams, "http", http.connection(streams))
-    return Dissection(
-        streams, "unknown", {d: Unknown(len(streams.get(d, b""))) for d in DIRECTIONS}
-    )
+    return Dissection(streams, "unknown", {d: Unknown(streams.get(d, b"")) for d in DIRECTIONS})

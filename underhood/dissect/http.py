@@ -121,7 +121,7 @@ class HttpMessage:
     """
 
     __slots__ = (
-        "_body", "_chunks", "_data", "_fields", "_match", "_trailer", "_unread", "_why",
+        "_body", "_chunks", "_data", "_match", "_trailer", "_unread", "_why",
         "direction", "end", "headers",
     )  # fmt: skip
 
@@ -542,16 +542,20 @@ def _decompress(data: bytes, codings: Sequence[str]) -> tuple[bytes, str]:
             continue
         if coding not in ("gzip", "x-gzip", "deflate"):
             return data, f"the content coding {coding!r} is not read here"
-        # 32: tell gzip from zlib by the first bytes.
-        inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)
-        try:
-            inflated = inflater.decompress(data, MOST_INFLATED)
-        except zlib.error as error:
-            return data, f"the content is not {coding}: {error}"
-        if inflater.unconsumed_tail:
-            return inflated, f"only the first {MOST_INFLATED} bytes are decompressed"
-        if not inflater.eof:
-            return inflated, f"the {coding} content is cut short"
+        inflated, rest = b"", data
+        while rest:  # gzip content may have several members (RFC 1952, section 2.2)
+            room = MOST_INFLATED - len(inflated)
+            # 32: tell gzip from zlib by the first bytes.
+            inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)
+            try:
+                inflated += inflater.decompress(rest, room) if room else b""
+            except zlib.error as error:
+                return inflated or data, f"the content is not {coding}: {error}"
+            if inflater.unconsumed_tail or not room:
+                return inflated, f"only the first {MOST_INFLATED} bytes are decompressed"
+            if not inflater.eof:
+                return inflated, f"the {coding} content is cut short"
+            rest = inflater.unused_data
         data = inflated
     return data, ""
 

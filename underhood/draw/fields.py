@@ -32,6 +32,7 @@ _GLUE: Final = frozenset(
 _NAMES: Final = frozenset({"json.name", "http.field.name"})
 _SHOWN: Final = 192  # bytes of one row that are shown as hex and text
 _FIELDS: Final = 800  # rows of one message; a larger one is opened less deeply
+_DEEPEST: Final = 40  # levels of rows; whoever nests deeper wants to be found out, not read
 _VALUE: Final = 80  # characters of a value that are shown
 
 
@@ -65,17 +66,19 @@ class Field:
 def field(span: Span, data: bytes, base: int | None = None) -> Field:
     """Return the field that a span is; ``data`` are the bytes from ``base`` on."""
     base = span.start if base is None else base
-    return _field(span, data, base, span.start, span.end, [_FIELDS])
+    return _field(span, data, base, span.start, span.end, [_FIELDS], 0)
 
 
-def _field(span: Span, data: bytes, base: int, start: int, end: int, left: list[int]) -> Field:
-    children = list(_inside(span)) if left[0] > 0 else []
+def _field(
+    span: Span, data: bytes, base: int, start: int, end: int, left: list[int], level: int
+) -> Field:
+    children = list(_inside(span)) if left[0] > 0 and level < _DEEPEST else []
     left[0] -= len(children)
     value = "" if children else _value(span, data[span.start - base : span.end - base])
     return Field(
         span.label, span.key, start - base, end - start, value,
         tuple(
-            _field(child, data, base, low, high, left)
+            _field(child, data, base, low, high, left, level + 1)
             for child, low, high in _with_glue(children, start, end)
         ),
     )  # fmt: skip
@@ -84,8 +87,8 @@ def _field(span: Span, data: bytes, base: int, start: int, end: int, left: list[
 def _inside(span: Span) -> Sequence[Span]:
     """Return the spans inside that say something new."""
     children = span.children
-    if len(children) == 1:
-        return _inside(children[0])
+    while len(children) == 1:
+        children = children[0].children
     if children and children[0].key in _NAMES:
         value = children[-1] if children[-1].key not in _GLUE else None
         return [c for c in _inside(value) if c.key not in _GLUE] if value is not None else ()

@@ -228,7 +228,8 @@ class Hub:
         async def watch() -> None:
             while True:
                 memory = await self.memory()
-                held.append(sum(b["pss"] for who, b in memory.items() if who.startswith(user)))
+                mine = (b["pss"] for who, b in memory.items() if who.startswith(f"{user}'s "))
+                held.append(sum(mine))
                 await asyncio.sleep(0.3)
 
         watcher = asyncio.create_task(watch())
@@ -537,8 +538,6 @@ def find_proxy() -> tuple[str, ...]:
 
     Raises
     ------
-    ValueError
-        If a name is not made of small letters and digits.
     MissingActor
         If JupyterHub, the proxy or Node.js is missing.
     """
