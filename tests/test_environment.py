@@ -77,6 +77,11 @@ def test_the_npm_lock_names_no_registry():
     assert all("integrity" in p for name, p in lock["packages"].items() if name)
 
 
+def test_the_oldest_node_that_will_do_is_the_one_that_package_json_names():
+    engines = json.loads((ROOT / "package.json").read_text())["engines"]
+    assert engines == {"node": f">={load(ROOT).NODE_OLDEST}"}
+
+
 # ---- the set-up itself, in a project with nothing to install
 
 

@@ -291,6 +291,7 @@ def epub(chapters: list[Chapter], imprint: Imprint, site: Path, cover: bytes) ->
     link = '<link rel="stylesheet" type="text/css" href="style.css"/>'
     files: dict[str, bytes | str] = {"style.css": style(), "cover.png": cover}
     files["title.xhtml"] = document(imprint.title, link, title_page(imprint))
+    first = ""
     parts: list[str] = []
     for chapter in chapters:
         files[f"{chapter.slug}.xhtml"] = document(chapter.title, link, apart(chapter))
@@ -302,8 +303,7 @@ def epub(chapters: list[Chapter], imprint: Imprint, site: Path, cover: bytes) ->
         elif parts:
             parts.append(entry)
         else:
-            files.setdefault("first", entry)
-    first = str(files.pop("first", ""))
+            first += entry
     listing = f"<ol>{first}{''.join(parts)}{'</ol></li>' if parts else ''}</ol>"
     files["nav.xhtml"] = document(
         "Contents", link, f'<nav epub:type="toc" id="toc"><h1>Contents</h1>{listing}</nav>'
