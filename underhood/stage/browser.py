@@ -46,6 +46,8 @@ _FLAGS: Final = (
     "--disable-component-update",
     "--disable-quic",
     "--disable-sync",
+    # (it would still look up where to ask for updates, and for words to fill into forms)
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
     "--no-first-run",
     # … and no shared memory, of which containers have little.
     "--disable-dev-shm-usage",
