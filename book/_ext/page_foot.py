@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Where captures are, in the site.
 CAPTURES = "_captures"
+
+#: The page that says how to run a chapter, and its section for those who took only that along.
+SETUP, ELSEWHERE = "book/appendix/setup", "one-chapter-elsewhere"
 
 
 def results_of(app: Sphinx) -> Results:
@@ -85,7 +89,15 @@ def write_notebook(
 ) -> str:
     """Write the page's executed notebook, for any front end; return its address in the site."""
     _, executed = results.cache.merge_match_into_notebook(chapter.notebook)
-    notebook = portable(executed, lambda target: address_of(app, chapter.name, target, address))
+    find = partial(address_of, app, chapter.name, address=address)
+    book = {
+        "title": app.config.html_title or app.config.project,
+        "address": app.config.html_baseurl,
+        "repository": app.config.html_theme_options["repository_url"],
+        "page": address(chapter.name),
+        "more": f"{address(SETUP)}#{ELSEWHERE}",
+    }
+    notebook = portable(executed, find, chapter.path.parent, book)
     path = Path(app.outdir) / "_sources" / f"{chapter.name}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
@@ -93,7 +105,7 @@ def write_notebook(
 
 
 def address_of(
-    app: Sphinx, name: str, target: str, address: Callable[[str], str]
+    app: Sphinx, name: str, target: str, *, address: Callable[[str], str]
 ) -> tuple[str, str]:
     """Return the title and the published address of a page that page ``name`` names."""
     parts = [*name.split("/")[:-1], *target.removesuffix(".md").split("/")]
@@ -133,6 +145,7 @@ def complete_context(
         base = app.config.html_baseurl
         if results.executed_at(chapter) is not None:
             foot["notebook"] = write_notebook(app, results, chapter, lambda n: f"{base}{n}.html")
+            foot["setup"] = SETUP in app.env.all_docs and (SETUP, ELSEWHERE)
     repository = app.config.html_theme_options["repository_url"]
     branch = app.config.html_theme_options["repository_branch"]
     binder = app.config.html_theme_options["launch_buttons"]["binderhub_url"]

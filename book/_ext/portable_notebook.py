@@ -6,16 +6,22 @@ exercise and its solution get headings. A solution's heading starts folded where
 that. Roles become links and words, and a glued value what the run left. Cells keep their order, so
 that "run all" still works. A picture keeps its HTML and gets an image inside it, which is seen
 where its style sheet is taken out: in an untrusted notebook, or on GitHub.
+
+Whoever has this one file only can run it, too: a box says what to install, and a module that lies
+beside the chapter comes along in a cell that writes it.
 """
 
 from __future__ import annotations
 
+import ast
 import base64
 import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from html import escape, unescape
+from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import nbformat
 
@@ -38,6 +44,23 @@ DRAWING = re.compile(r'<div class="uh-stage".*?(<svg\b.*?</svg>)\s*</div>', re.D
 PLAIN = re.compile(r'<p class="uh-plain">.*?</p>', re.DOTALL)
 HIDDEN = {"remove-cell": (True, True), "hide-cell": (True, True), "hide-input": (True, False)}
 HIDDEN |= {"remove-input": (True, False), "hide-output": (False, True)}
+HREF = re.compile(r'(?<=\bhref=")[^"#][^"]*(?=")')
+IMPORT = re.compile(r"^(?:import|from) (\w+)", re.MULTILINE)
+
+TO_RUN = """\
+> **To run it yourself**
+>
+> This is one page of [{title}]({address}), with
+> what it showed there. To run it anew, install the course's library:
+>
+> ```sh
+> pip install "underhood[book] @ git+{repository}"
+> ```
+>
+> [What else it may need]({more}). The last cell
+> ends what the others have started. So when you have run all, and an exercise needs a kernel or a
+> server, restart this notebook's kernel, and run the cells above the exercise.
+"""
 
 
 class Text:
@@ -49,15 +72,21 @@ class Text:
         Finds the title and the address of a page.
     glued
         What the run glued, by name, as text.
+    folder
+        Where the chapter lies, with the files that it includes.
+    page
+        The address of its page, which relative links are relative to.
     """
 
-    def __init__(self, find: PageFinder, glued: dict[str, str]) -> None:
-        self.find, self.glued = find, glued
+    def __init__(self, find: PageFinder, glued: dict[str, str], folder: Path, page: str) -> None:
+        self.find, self.glued, self.folder, self.page = find, glued, folder, page
         self._exercises: dict[str, int] = {}
 
     def markdown(self, source: str) -> str:
         """Turn the text of one cell."""
         blocks = "\n".join(self._blocks(source.split("\n")))
+        # A place that the site fills would be taken for HTML, with the words right below it.
+        blocks = re.sub(r"^<div\b[^>]*></div>$", "", blocks, flags=re.MULTILINE)
         return re.sub(r"\n{3,}", "\n\n", blocks).strip("\n")
 
     def _blocks(self, lines: Sequence[str]) -> Iterator[str]:
@@ -117,10 +146,15 @@ class Text:
             yield ""
         elif name in ("figure", "image"):
             yield from self._blocks(body)
-        elif name in ("code-block", "code", "literalinclude"):
+        elif name in ("code-block", "code"):
             yield from (f"```{argument}", *body, "```")
-        else:
+        elif name == "literalinclude":
+            included = _included(self.folder / argument, options.get("pyobject"))
+            yield from (f"```{options.get('language', '')}", *included, "```")
+        else:  # a division, which ends the paragraph before it
+            yield ""
             yield from self._blocks(body)
+            yield ""
 
     def _table(self, lines: list[str], *, head: bool) -> Iterator[str]:
         """Turn a list of lists into a table."""
@@ -155,7 +189,9 @@ class Text:
 
     def words(self, text: str) -> str:
         """Turn the roles in a text, and its links to other pages."""
-        return PAGE_LINK.sub(self._page_link, ROLE.sub(self._role, text))
+        linked = PAGE_LINK.sub(self._page_link, ROLE.sub(self._role, text))
+        linked = linked.replace("](#", f"]({self.page}#")
+        return HREF.sub(lambda found: urljoin(self.page, found[0]), linked)
 
     def _page_link(self, found: re.Match[str]) -> str:
         return f"]({self.find(found[1])[1]}{found[2] or ''})"
@@ -210,6 +246,17 @@ def _options(lines: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     while rest and not rest[0].strip():
         rest.pop(0)
     return options, rest
+
+
+def _included(path: Path, name: str | None) -> list[str]:
+    """Return the lines of a file, or those that define a function or a class of this name."""
+    text = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text)) if name else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            if node.name == name:
+                return text.splitlines()[first - 1 : node.end_lineno]
+    return text.splitlines()
 
 
 def _formatted(text: str, form: str) -> str:
@@ -291,7 +338,19 @@ def _sections(source: str) -> Iterator[str]:
     yield "\n".join(section).strip("\n")
 
 
-def portable(executed: Any, find: PageFinder) -> Any:
+def _module(name: str, path: Path, before: Any) -> Iterator[Any]:
+    """Yield cells that write a module, to stand before the cell that imports it."""
+    prose = nbformat.v4.new_markdown_cell(
+        f"(The next cell, which is folded, writes `{name}.py` into the folder of this notebook.)"
+    )
+    text = path.read_text(encoding="utf-8").rstrip("\n")
+    cell = nbformat.v4.new_code_cell(f"%%writefile {name}.py\n{text}")
+    cell.metadata["jupyter"] = {"source_hidden": True}
+    prose.id, cell.id = f"{before.id}-says"[:64], f"{before.id}-file"[:64]
+    yield from (prose, cell)
+
+
+def portable(executed: Any, find: PageFinder, folder: Path, book: dict[str, str]) -> Any:
     """Return an executed chapter as a notebook for any front end.
 
     Parameters
@@ -300,13 +359,19 @@ def portable(executed: Any, find: PageFinder) -> Any:
         The chapter as executed, in MyST.
     find
         Finds the title and the address of a page by what the chapter calls it.
+    folder
+        Where the chapter lies.
+    book
+        The book's ``title``, its ``address``, that of its ``repository``, that of the chapter's
+        ``page``, and where one reads ``more`` about running a chapter elsewhere.
     """
     notebook = copy.deepcopy(executed)
     kernel = notebook.metadata.get("kernelspec", {})
     language = notebook.metadata.get("language_info", {"name": "python"})
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": language})
-    text = Text(find, glued_values(notebook.cells))
-    cells = []
+    text = Text(find, glued_values(notebook.cells), folder, book["page"])
+    cells: list[Any] = []
+    written: set[str] = set()
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown":
@@ -320,7 +385,14 @@ def portable(executed: Any, find: PageFinder) -> Any:
                     part.metadata["jp-MarkdownHeadingCollapsed"] = True
                     part.metadata["heading_collapsed"] = True
                 cells.append(part)
+                if len(cells) == 1:
+                    cells.append(nbformat.v4.new_markdown_cell(TO_RUN.format(**book).strip()))
+                    cells[-1].id = "to-run-it-yourself"
             continue
+        for name in dict.fromkeys(IMPORT.findall(cell.source)):
+            if name not in written and (folder / f"{name}.py").is_file():
+                cells.extend(_module(name, folder / f"{name}.py", cell))
+                written.add(name)
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         for tag in tags:
             if tag in HIDDEN:
@@ -329,6 +401,8 @@ def portable(executed: Any, find: PageFinder) -> Any:
                     "source_hidden": source_hidden,
                     "outputs_hidden": outputs_hidden,
                 }
+                if source_hidden:
+                    cell.metadata["cellView"] = "form"  # Colab's word for it
         if "outputs" in cell:
             cell.outputs = [kept for out in cell.outputs if (kept := _as_output(out)) is not None]
         cells.append(cell)

@@ -6,6 +6,7 @@
  * - keeps a solution, its prose and its cells, closed until its title is clicked;
  * - folds the cells that the site folds (hide-input) or leaves out (remove-cell, remove-input);
  * - puts the values that this run glued in the place of their names;
+ * - says below "Your turn", when the last cell has been run, that it has ended what exercises need;
  * - lets a link to another chapter show that chapter's title, and open it.
  *
  * Strategy: what belongs to a solution is read from the cells' text, never from what happens to be
@@ -20,12 +21,21 @@
   const GATE = /^ {0,3}(?:`{3,}|:{3,})\{solution-(start|end)\} *(.*)$/gm;
   const GLUE = /\{glue(?::\w+)?\}`([^`]+)`/g;
   const DOC = /\{doc\}`(?:([^`<]*?)\s*<)?([^`<>]+)>?`/g;
+  const TURN = /^## Your turn$/m;
+  const ENDED = "The last cell has been run, and has ended what this chapter had started. Answers are " +
+    "still judged. If an exercise needs a kernel or a server, click into its cell, and choose " +
+    "Kernel → Restart Kernel and Run up to Selected Cell.";
   const FOLDED = ["hide-input", "hide-cell", "remove-cell", "remove-input"];
 
   const STYLE = `
     .jp-Notebook [data-uth="closed"] { display: none !important; }
     .jp-Notebook [data-uth="gate"] { display: none !important; }
     .jp-Notebook [data-uth-glued] { font-variant-numeric: tabular-nums; }
+    .jp-Notebook [data-uth-ended]::after {
+      content: attr(data-uth-ended); display: block; margin: 0.5em 0 0.5em 75px; padding: 0.5em 1em;
+      border-left: 4px solid var(--jp-warn-color1); background: var(--jp-layout-color2);
+      color: var(--jp-content-font-color1); font-size: var(--jp-content-font-size1);
+    }
   `;
 
   const tagsOf = (cell) => cell.model.getMetadata("tags") ?? [];
@@ -80,6 +90,8 @@
       this.watch.disconnect(); // what is changed below is no news
       const cells = [...this.cells];
       const glued = gluedValues(cells);
+      const last = cells.findLast((cell) => cell.model.type === "code");
+      const ended = last?.model.executionCount ? ENDED : null;
       let inside = null; // the label of the exercise whose solution we are in
       for (const cell of cells) {
         const source = isProse(cell) ? sourceOf(cell) : "";
@@ -92,6 +104,7 @@
           this.showGates(cell, gates, inside);
           for (const [, end, label] of gates) inside = end === "start" ? label.trim() : null;
         }
+        mark(cell.node, TURN.test(source) ? ended : null, "uthEnded");
         if (isProse(cell)) this.showWords(cell, source, glued);
         else this.fold(cell);
       }
@@ -194,9 +207,9 @@
     }
   }
 
-  function mark(node, state) {
-    if (state) node.dataset.uth = state;
-    else delete node.dataset.uth;
+  function mark(node, state, name = "uth") {
+    if (state) node.dataset[name] = state;
+    else delete node.dataset[name];
   }
 
   const plugin = {
