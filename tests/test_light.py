@@ -293,6 +293,15 @@ def test_the_copy_button_copies_what_the_cell_says(browser, address):
         assert copied == cell.locator("pre").inner_text().strip()
 
 
+def test_who_copies_by_the_keyboard_reads_on_from_there(browser, address):
+    with opened(browser, f"{address}{CHAPTER}.html", viewport=DESK) as page:
+        button = page.locator("div.highlight:visible button.copybtn").first
+        button.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("button.copybtn.success")
+        assert button.evaluate("button => button === document.activeElement")
+
+
 def test_escape_closes_a_menu_and_gives_the_focus_back(browser, address):
     with opened(browser, f"{address}{CHAPTER}.html", viewport=DESK) as page:
         menu(page)

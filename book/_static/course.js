@@ -1,5 +1,5 @@
 // Makes handier what works without a script: the meanings of terms (book/_ext/glossary_terms.py),
-// and what scrolls.
+// what scrolls, and buttons.
 (() => {
   // What scrolls must be within reach of the Tab key, which not every browser sees to. All is
   // measured before any is marked: or the page would be laid out anew for each.
@@ -15,6 +15,14 @@
   addEventListener("resize", () => { clearTimeout(soon); soon = setTimeout(reach, 300, document); });
   document.addEventListener("toggle", event => reach(event.target), true);
   setTimeout(reach, 0, document);
+
+  // The theme, and the script that copies, take the focus from a button that was pressed. Who did
+  // so by the keyboard would begin anew at the top of the page.
+  document.addEventListener("keydown", ({target}) => {
+    if (target.matches("button")) target.blur = () => {};
+  }, true);
+  document.addEventListener("pointerdown", ({target}) => { delete target.closest("button")?.blur; }, true);
+  document.addEventListener("click", ({target, detail}) => { if (!detail) target.closest(".copybtn")?.focus(); });
 
   const meaning = link => link.nextElementSibling;
 
