@@ -30,6 +30,7 @@ import yaml
 from bs4 import BeautifulSoup, Tag
 from chapter_execution import Chapter, Results
 from checkout import ROOT, missing, served
+from glossary_terms import ANOTHER_MEANING
 from page_foot import duration
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page
@@ -370,6 +371,18 @@ def test_a_term_is_a_link_where_it_first_occurs_and_says_what_it_means(build, pa
         assert a.find_parent(["pre", "code", "h1", "h2", "h3", "summary"]) is None
 
 
+def test_a_word_with_another_meaning_is_used_on_its_page_and_not_explained_there(build):
+    for page, words in ANOTHER_MEANING.items():
+        assert (ROOT / f"{page}.md").exists()
+        if page not in PAGES:
+            continue  # not in this build
+        prose = html(build, page).select_one("article").get_text(" ").lower()
+        explained = {a.get_text().lower() for a in html(build, page).select("article a.term")}
+        for word in words:
+            assert word in prose, f"{page} does not use {word}: take it out of ANOTHER_MEANING"
+            assert not explained & {word, f"{word}s"}, f"{page} explains {word} wrongly"
+
+
 def test_the_map_of_the_first_page_has_every_chapter_with_the_minutes_of_its_card(build):
     entries = html(build, "book/index").select(".course-map li")
     found = {}
@@ -460,6 +473,10 @@ def visit(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
     context.close()
 
 
+#: Finds tables of the prose that are wider than their place.
+CUT_TABLES = """() => [...document.querySelectorAll(".pst-scrollable-table-container")]
+  .filter(box => box.checkVisibility() && box.scrollWidth > box.clientWidth)
+  .map(box => box.textContent.trim().slice(0, 60))"""
 MODES = [(theme, width) for theme in ("light", "dark") for width in (1280, 390)]
 
 
@@ -472,6 +489,8 @@ def test_a_page_opens_silently_from_one_host_fits_and_is_accessible(
     with visit(browser, f"{address}{name}.html", color_scheme=theme, viewport=size) as seen:
         assert seen.page.evaluate("document.documentElement.dataset.theme") == theme
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+        if width > 1000:
+            assert seen.page.evaluate(CUT_TABLES) == [], "a table has columns out of sight"
         assert [url for url in seen.requests if not url.startswith((address, "data:"))] == []
         if not AXE.exists():
             missing("axe-core is not installed: run make test")
@@ -521,6 +540,11 @@ def test_search_finds_a_chapter(browser, address):
         seen.page.wait_for_selector("#search-results li a", timeout=10_000)
         results = seen.page.locator("#search-results li a").evaluate_all("a => a.map(x => x.href)")
         assert any("book/meet/kernel.html" in url for url in results)
+        # The meaning of a term stands in pages, but hidden: not in the middle of a sentence.
+        chapters = seen.page.locator("#search-results li:not(:has(a[href*='/appendix/']))")
+        excerpts = chapters.locator("p.context")
+        excerpts.first.wait_for()
+        assert not [text for text in excerpts.all_inner_texts() if "One of the five ways" in text]
 
 
 def test_the_root_leads_to_the_first_page(browser, address):
@@ -648,6 +672,52 @@ def test_with_the_keyboard_alone_each_stop_on_a_phone_is_seen_and_marked(browser
             if not stop["seen"] or not stop["ringed"] or stop["covered"]:
                 faults.append(str(stop))
     assert not faults, "\n".join(faults)
+
+
+#: Finds what is first within reach of the Tab key in the text of a page.
+FIRST_IN_TEXT = (
+    "article :is(a[href], button, summary, [tabindex='0']):not(.headerlink), "
+    ".bd-search-container input"
+)
+
+
+@pytest.mark.parametrize("page", [CHAPTERS[0], "search", "404"])
+def test_the_link_to_the_main_content_leads_past_the_buttons_above_it(browser, address, page):
+    phone = {"width": 390, "height": 800}
+    with visit(browser, f"{address}{page}.html", viewport=phone) as seen:
+        seen.page.evaluate("document.activeElement.blur()")
+        seen.page.locator(".skip-link a").focus()
+        seen.page.keyboard.press("Enter")
+        seen.page.keyboard.press("Tab")
+        first = seen.page.locator(FIRST_IN_TEXT).first
+        reached = seen.page.evaluate(FOCUSED)["what"]
+        assert first.evaluate("element => element === document.activeElement"), reached
+
+
+@pytest.mark.parametrize("button", [".primary-toggle", ".secondary-toggle", ".search-button"])
+def test_what_the_keyboard_opens_on_a_phone_gives_the_focus_back_when_it_closes(
+    browser, address, button
+):
+    phone = {"width": 390, "height": 800}
+    with visit(browser, f"{address}{CHAPTERS[0]}.html", viewport=phone) as seen:
+        opener = seen.page.locator(f".bd-header-article {button}")
+        opener.focus()
+        seen.page.keyboard.press("Enter")
+        box = seen.page.locator("dialog[open]")
+        assert box.evaluate("box => box.contains(document.activeElement)"), "focus stayed outside"
+        seen.page.keyboard.press("Escape")
+        assert not box.count()
+        assert opener.evaluate("button => button === document.activeElement")
+
+
+def test_the_theme_switch_can_be_pressed_again_by_keyboard(browser, address):
+    with visit(browser, f"{address}book/index.html", color_scheme="light") as seen:
+        seen.page.locator(".theme-switch-button:visible").first.focus()
+        modes = []
+        for _ in range(3):
+            seen.page.keyboard.press("Enter")
+            modes.append(seen.page.evaluate("document.documentElement.dataset.mode"))
+        assert sorted(modes) == ["auto", "dark", "light"]
 
 
 @pytest.mark.parametrize("page", CHAPTERS)

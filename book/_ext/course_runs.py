@@ -73,7 +73,7 @@ class Runs(SphinxDirective):
             passed = sum(len(x.data) for c in captures for one in c.connections for x in one.chunks)
             yield (
                 f"{{doc}}`/{name}`",
-                duration(run["execution_seconds"]),
+                duration(run["execution_seconds"]).replace(" ", "\u00a0"),
                 str(len(captures)),
                 f"{sum(len(capture.trace()) for capture in captures):,}",
                 size(passed),
@@ -98,7 +98,8 @@ class Versions(SphinxDirective):
                     yield layer, metadata(package)["Name"], version(package)
                 except PackageNotFoundError:
                     yield layer, package, "not installed"
-        yield "transport", "libzmq", zmq.zmq_version()
+            if layer == "transport":
+                yield layer, "libzmq", zmq.zmq_version()
 
 
 async def chromium_version() -> str:

@@ -2,10 +2,10 @@
 
 Strategy: authors do nothing. When a page is written, its prose is searched, in reading order, for
 the terms of ``appendix/glossary``; the first occurrence of each becomes a link to it. Code, titles,
-links, and what cells put out are left alone. The definition stands right behind the link, hidden
-until the link is pointed at or has the keyboard's focus: the style sheet does that, with no script
-and no request. ``course.js`` adds Escape, keeps the box inside the window, and lets a first touch
-show it instead of leaving the page.
+links, what cells put out, and words with another meaning (``ANOTHER_MEANING``) are left alone. The
+definition stands right behind the link, hidden until the link is pointed at or has the keyboard's
+focus: the style sheet does that, with no script and no request. ``course.js`` adds Escape, keeps
+the box inside the window, and lets a first touch show it instead of leaving the page.
 """
 
 from __future__ import annotations
@@ -40,6 +40,20 @@ NOT_IN = (
     nodes.Invisible,
     addnodes.pending_xref,
 )
+
+#: Pages on which a word of the glossary means something else, and would be explained wrongly: the
+#: signature in a greeting of ZMTP is no HMAC, the token of a plugin no secret.
+ANOTHER_MEANING = {
+    "book/meet/document": {"signature", "trace"},
+    "book/meet/front-ends": {"client", "token"},
+    "book/meet/cloud": {"busy", "client"},
+    "book/fundamentals/zeromq": {"signature"},
+    "book/fundamentals/execute": {"buffer", "trace"},
+    "book/fundamentals/channels": {"session"},
+    "book/fundamentals/questions": {"signature"},
+    "book/fundamentals/rest": {"channel", "client", "signature"},
+    "book/tooling/ecosystem": {"signature"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +119,9 @@ class LinkTerms(SphinxPostTransform):
         docname = self.env.docname
         if not docname.startswith("book/") or docname.startswith("book/appendix/"):
             return
-        waiting = {form.lower(): term for term in terms_of(self.env) for form in term.forms()}
+        another = ANOTHER_MEANING.get(docname, set())
+        terms = [term for term in terms_of(self.env) if term.name not in another]
+        waiting = {form.lower(): term for term in terms for form in term.forms()}
         used: set[str] = set()
         for text in list(self.document.findall(nodes.Text)):
             if not waiting:
