@@ -22,9 +22,9 @@
   const GLUE = /\{glue(?::\w+)?\}`([^`]+)`/g;
   const DOC = /\{doc\}`(?:([^`<]*?)\s*<)?([^`<>]+)>?`/g;
   const TURN = /^## Your turn$/m;
-  const ENDED = "The last cell has been run, and has ended what this chapter had started. Answers are " +
-    "still judged. If an exercise needs a kernel or a server, click into its cell, and choose " +
-    "Kernel → Restart Kernel and Run up to Selected Cell.";
+  const ENDED = "The last cell has been run, and has ended what this chapter had started. A number is " +
+    "still judged: run its cell and the one below. If an exercise needs a kernel or a server, click " +
+    "into its cell, and choose Kernel → Restart Kernel and Run up to Selected Cell.";
   const FOLDED = ["hide-input", "hide-cell", "remove-cell", "remove-input"];
 
   const STYLE = `
