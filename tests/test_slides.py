@@ -275,6 +275,17 @@ def test_a_phone_in_the_room_reads_the_code_on_the_last_slide(
     assert [code.text for code in zxingcpp.read_barcodes(photo)] == [SPEAKER["course"]]
 
 
+def test_on_a_phone_the_slides_stand_one_below_the_other_in_their_layout(
+    build: Path, browser: Browser, address: str
+) -> None:
+    phone = {"width": 390, "height": 844}
+    with visit(browser, f"{address}slides/index.html", viewport=phone) as seen:
+        seen.page.wait_for_function("window.Reveal?.isReady() && Reveal.isScrollView()")
+        stacked = seen.page.locator(".scroll-page-content > section[data-layout]")
+        edges = stacked.evaluate_all("all => all.map(slide => getComputedStyle(slide).paddingLeft)")
+        assert edges == ["64px"] * len(slides(soup(build)))
+
+
 def test_an_arrow_appears_with_its_message_at_each_press(
     build: Path, browser: Browser, address: str
 ) -> None:
