@@ -39,6 +39,7 @@ from live import (
 from nbclient import NotebookClient
 
 from underhood import Trace, load, record
+from underhood.capture.recording import active
 from underhood.check import RULES, Finding, check
 from underhood.stage import MissingActor, jupyter_server, jupyterhub, jupyterlab
 
@@ -422,9 +423,12 @@ def test_who_connects_to_a_stopped_kernel_gets_no_greeting() -> None:
         with kernel() as (manager, client):
             client.stop_channels()
             kill(manager, signal.SIGSTOP)
+            (recording,) = active()
+            before = len(recording.connections)
             late = connect(manager)
             late.start_channels()
-            time.sleep(1.5)
+            eventually(lambda: any(c.chunks for c in recording.connections[before:]))
+            time.sleep(1.2)
             late.stop_channels()
 
     found = found_in(story)

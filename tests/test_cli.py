@@ -263,8 +263,16 @@ def test_show_bytes_shows_every_byte_of_a_message(capture: Path) -> None:
 def test_check_finds_nothing_wrong_with_a_healthy_capture(capture: Path) -> None:
     told = underhood("check", capture)
     assert told.returncode == 0
-    assert told.stdout.startswith("nothing wrong: ")
-    assert "signatures were not checked" not in told.stdout
+    assert re.fullmatch(r"nothing wrong: .* keep all \d+ rules\n", told.stdout)
+
+
+def test_check_does_not_say_that_signatures_are_right_without_a_key(
+    capture: Path, tmp_path: Path
+) -> None:
+    told = underhood("check", load(capture).save(tmp_path / "keyless.pcapng"))
+    assert told.returncode == 0
+    assert told.stdout.startswith("signatures were not checked, for want of a key: ")
+    assert re.search(r"^nothing wrong: .* keep the other \d+ rules$", told.stdout, re.MULTILINE)
 
 
 def test_check_names_what_is_wrong_and_exits_with_1(sick: Path) -> None:
@@ -383,6 +391,7 @@ def test_run_keeps_the_capture_of_a_notebook_that_fails(tmp_path: Path) -> None:
     told = underhood("run", file, "--output-dir", tmp_path / "out", "--keys")
     assert told.returncode == 1
     assert "ZeroDivisionError" in told.stderr
+    assert "\x1b" not in told.stderr, "it is no terminal"
     assert "Traceback (most recent call last):\n  File" not in told.stderr, "the command's own"
     trace = load(tmp_path / "out" / "fails.pcapng").trace()
     assert [m.label for m in trace.types("error")] == ["error"]

@@ -327,6 +327,21 @@ def test_answering_has_both_hops(through_server: tuple[Trace, str]) -> None:
         assert {"execute_request", "execute_reply", "status"} <= labels
 
 
+def test_of_two_copies_on_one_link_the_first_is_the_hop() -> None:
+    with record() as recording, kernel() as (_, client):
+        again = client.connect_iopub()
+        eventually(lambda: run(client, "1") and again.poll(100))
+        again.close(0)
+    trace = recording.trace()
+    told = trace.types("status")
+    copies = [[m for m in told if m.msg_id == msg_id] for msg_id in {m.msg_id for m in told}]
+    twice = [found for found in copies if len(found) == 2]
+    assert twice
+    for first, second in twice:
+        assert (first.sender, first.receiver) == (second.sender, second.receiver)
+        assert [hop.message for hop in trace.hops(first.msg_id)] == [first]
+
+
 def test_hops_of_a_message_that_is_not_there_are_an_error(trace: Trace) -> None:
     for nobody in ("no such id", ""):
         with pytest.raises(KeyError, match="no message in this trace has the msg_id"):

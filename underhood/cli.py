@@ -91,7 +91,9 @@ def _table(*headings: str, right: Sequence[str] = (), whole: Sequence[str] = ())
 
 
 def _say(text: str) -> None:
-    """Say something on standard error."""
+    """Say something on standard error; in colours, as tracebacks have them, on a terminal only."""
+    if not sys.stderr.isatty():
+        text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     print(text, file=sys.stderr, flush=True)
 
 
@@ -374,7 +376,9 @@ def _print_findings(trace: Trace, findings: Sequence[Finding]) -> None:
         console.print(f"    {_concerned(finding.message or finding.connection)}")
         console.print(f"    {finding.advice}")
         console.print(f"    {sections[finding.rule]}", style="dim")
+    kept = f"all {len(RULES)} rules"
     if any(m.signature is Signature.UNCHECKED for m in trace):
+        kept = f"the other {len(RULES) - 1} rules"
         console.print(
             "signatures were not checked, for want of a key: --connection-file gives it, and run "
             "--keys keeps it in the capture"
@@ -383,7 +387,7 @@ def _print_findings(trace: Trace, findings: Sequence[Finding]) -> None:
         count = len(findings)
         console.print(f"{count} finding{'' if count == 1 else 's'} in {_seen(trace)}")
     else:
-        console.print(f"nothing wrong: {_seen(trace)} keep all {len(RULES)} rules")
+        console.print(f"nothing wrong: {_seen(trace)} keep {kept}")
 
 
 # ---- convert

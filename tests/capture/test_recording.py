@@ -420,6 +420,21 @@ def test_what_was_seen_stays_as_it_was_seen_while_children_talk() -> None:
         assert after[: len(before)] == before
 
 
+def test_a_child_whose_clock_is_ahead_loses_nothing_in_the_end() -> None:
+    with record() as recording:
+        child = KernelFile(Path(os.environ["UNDERHOOD_CAPTURE_DIR"]), "an-id", b"key")
+
+        async def tell() -> None:
+            soon = now_ns() + 10**12
+            flow = child.opened(Link("a", "b", "x"), ("127.0.0.1", 1), ("127.0.0.1", 2), now_ns())
+            flow.data(soon, ">", b"from the future")
+
+        THREAD.run(tell)
+        assert [c.stream(">") for c in recording.connections] == [b""]
+    assert [c.stream(">") for c in recording.connections] == [b"from the future"]
+    child.close()
+
+
 def test_a_folder_whose_path_is_too_long_for_a_socket_still_works(tmp_path: Path) -> None:
     folder = tmp_path / ("long " * 20) / ("longer " * 20)
     folder.mkdir(parents=True)

@@ -118,6 +118,8 @@ def test_header_fields_have_any_case_and_come_more_than_once() -> None:
     assert unit.headers["empty"] == ""
     assert "missing" not in unit.headers
     assert dict(unit.headers)["Empty"] == ""
+    assert list(unit.headers) == ["Set-Cookie", "X-Blank", "Empty", "Content-Length"]
+    assert len(unit.headers) == 4
 
 
 def test_a_folded_field_is_one_value() -> None:

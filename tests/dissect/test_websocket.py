@@ -423,6 +423,23 @@ def test_what_is_no_kernel_message_stays_a_websocket_message(
     assert unit.label == ("text" if opcode == 1 else "binary")
 
 
+@pytest.mark.parametrize("how", ["in order", "going back", "behind a gap"])
+def test_a_table_of_offsets_has_to_lead_through_the_whole_message(how: str) -> None:
+    parts = parts_of("status", {}, (b"one", b"two", b"three"))
+    good = serialize_msg_to_ws_v1(parts, "iopub")
+    count = int.from_bytes(good[:8], "little")
+    offsets = list(struct.unpack_from(f"<{count}Q", good, 8))
+    after = good[8 * (1 + count) :]
+    if how == "going back":  # between the buffers: all else can be read
+        offsets[-3], offsets[-2] = offsets[-2], offsets[-3]
+    elif how == "behind a gap":
+        offsets, after = [offset + 5 for offset in offsets], b"a gap" + after
+    payload = struct.pack(f"<{count + 1}Q", count, *offsets) + after
+    (unit,) = downward(ws_frame(payload, 2), path=CHANNELS, protocol=V1)
+    assert unit.protocol == ("jupyter" if how == "in order" else "websocket")
+    assert unit.payload == payload
+
+
 def test_only_a_kernels_socket_carries_kernel_messages() -> None:
     text = json.dumps(whole("status", {"execution_state": "busy"}))
     (unit,) = downward(ws_frame(text.encode()), path="/api/events/subscribe")

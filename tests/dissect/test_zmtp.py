@@ -199,6 +199,15 @@ def test_elsewhere_the_frames_before_the_delimiter_are_identities() -> None:
     assert (unit.jupyter.topic, unit.jupyter.identities) == (b"", (b"one", b"two"))
 
 
+def test_of_several_delimiters_the_first_counts() -> None:
+    buffers = (b"<IDS|MSG>", b"1", b"2", b"3", b"4", b"5")
+    parts = jupyter("comm_msg", before=(b"one",), buffers=buffers)
+    unit = examine({">": greeting() + ready(b"DEALER") + message(*parts)}).units(">")[2]
+    assert unit.jupyter is not None
+    assert unit.jupyter.msg_type == "comm_msg"
+    assert (unit.jupyter.identities, unit.jupyter.buffers) == ((b"one",), buffers)
+
+
 def test_a_delimiter_alone_makes_no_jupyter_message() -> None:
     # The handshake of a kernel that is started without ports has one part only (JEP 66).
     unit = examine({">": greeting() + message(b"<IDS|MSG>", b"sig", b"{}")}).units(">")[1]

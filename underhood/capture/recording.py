@@ -421,7 +421,7 @@ class Recording:
     def _finish(self) -> None:
         try:
             tap.detach(self)
-            self._final = self._snapshot()
+            self._final = self._snapshot(ended=True)
         finally:
             _tidy()
         if any(flow.link.channel == "http" for flow in self._flows):
@@ -431,13 +431,13 @@ class Recording:
             file_name = re.sub(r"[^\w.-]+", "-", self.name)
             self._final.save(Path(keep) / f"{file_name}.pcapng")
 
-    def _snapshot(self) -> Capture:
+    def _snapshot(self, *, ended: bool = False) -> Capture:
         # One moment for all, or a message of a child could turn up before what was seen already,
-        # and numbers would change from one look to the next.
+        # and numbers would change from one look to the next. The last look has no next.
         now, connections = self._seen()
         keys = dict(self._keys)
         for child in self._children():
-            connections += _until(now, child.connections)
+            connections += child.connections if ended else _until(now, child.connections)
             keys |= child.keys
         return Capture(
             merge(connections),

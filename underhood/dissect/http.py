@@ -84,10 +84,13 @@ class Headers(Mapping[str, str]):
         return ", ".join(found)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys(name for name, _ in self.fields))
+        names: dict[str, str] = {}  # as each was written first
+        for name, _ in self.fields:
+            names.setdefault(name.lower(), name)
+        return iter(names.values())
 
     def __len__(self) -> int:
-        return len({name for name, _ in self.fields})
+        return len({name.lower() for name, _ in self.fields})
 
     def all(self, name: str) -> list[str]:
         """Return every value that came under this name, in order."""
