@@ -302,6 +302,16 @@ def test_who_copies_by_the_keyboard_reads_on_from_there(browser, address):
         assert button.evaluate("button => button === document.activeElement")
 
 
+def test_on_a_phone_the_keyboard_goes_on_from_the_heading_that_was_chosen(browser, address):
+    with opened(browser, f"{address}{CHAPTER}.html", viewport=PALM) as page:
+        page.locator(".bd-header-article .secondary-toggle").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("dialog[open]")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.activeElement.matches(':target > h2')")
+
+
 def test_escape_closes_a_menu_and_gives_the_focus_back(browser, address):
     with opened(browser, f"{address}{CHAPTER}.html", viewport=DESK) as page:
         menu(page)

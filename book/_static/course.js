@@ -24,6 +24,16 @@
   document.addEventListener("pointerdown", ({target}) => { delete target.closest("button")?.blur; }, true);
   document.addEventListener("click", ({target, detail}) => { if (!detail) target.closest(".copybtn")?.focus(); });
 
+  // On a phone, the contents open from a button, which has the focus again when a heading was
+  // chosen; but that is where the keyboard goes on.
+  addEventListener("hashchange", () => {
+    const heading = document.querySelector(":target > :is(h1, h2, h3)");
+    if (heading && document.activeElement.matches(".sidebar-toggle")) {
+      heading.tabIndex = -1;
+      heading.focus({preventScroll: true});
+    }
+  });
+
   const meaning = link => link.nextElementSibling;
 
   // Below its term, but inside the paragraph, and so inside the window.
