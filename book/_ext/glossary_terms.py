@@ -50,7 +50,8 @@ ANOTHER_MEANING = {
     "book/fundamentals/zeromq": {"signature"},
     "book/fundamentals/execute": {"buffer", "trace"},
     "book/fundamentals/channels": {"session"},
-    "book/fundamentals/questions": {"signature"},
+    "book/fundamentals/questions": {"session", "signature"},
+    "book/fundamentals/rich-output": {"session"},
     "book/fundamentals/rest": {"channel", "client", "signature"},
     "book/tooling/ecosystem": {"signature"},
 }
