@@ -1,10 +1,10 @@
 // What light_pages.py leaves to the tools of the web: reads its task as JSON from standard input,
 // writes the result as JSON to standard output.
 //
-//   {theme, own, words, script}  ->  {sheet, script}
+//   {theme, own, words, unused, script}  ->  {sheet, script}
 //
 // `theme` is CSS of packages, purged of the rules for which `words` (all that stands in tags and in
-// scripts) has no match; `own` is CSS of this project, kept whole.
+// scripts) has no match, and of those for `unused` parts; `own` is CSS of this project, kept whole.
 
 import { text } from "node:stream/consumers";
 import { transform as minified } from "esbuild";
@@ -19,6 +19,7 @@ const [purged] = await new PurgeCSS().purge({
   defaultExtractor: (words) => words.split(" "),
   keyframes: true,
   variables: true,
+  blocklist: task.unused.map((part) => new RegExp(`^${part}(-|$)`)),
   safelist: {
     // What Bootstrap makes out of pieces of words.
     standard: [/^(bs-)?tooltip/],

@@ -59,6 +59,8 @@ UNTREATED: Final = "untreated"
 #: Draws icons as SVG that the style sheet draws by font already.
 REDUNDANT: Final = frozenset({"fontawesome.js"})
 SEARCHING: Final = frozenset({"searchtools.js", "language_data.js", "searchindex.js"})
+#: Parts of Bootstrap that its script names: so their rules would be kept, for pages that have none.
+OF_BOOTSTRAP: Final = ("alert", "carousel", "list-group", "modal", "offcanvas", "popover", "toast")
 #: Read by what stands in the page itself, so it has to be there before any file is loaded.
 INLINED: Final = "documentation_options.js"
 
@@ -471,12 +473,19 @@ def lighten(site: Path) -> int:
     programs = [f"setTimeout(() => {{\n{program}\n}});" for program in programs]
     script = "\n;\n".join(["", *(path.read_text(encoding="utf-8") for path in scripts), *programs])
     tags = others.union(*(page.tags() for page in pages))
-    words = {word for tag in tags for word in _WORD.findall(tag)} | set(_WORD.findall(script))
+    written = {word for tag in tags for word in _WORD.findall(tag)}
+    words = written | set(_WORD.findall(script))
+    unused = [
+        part
+        for part in OF_BOOTSTRAP
+        if not any(word == part or word.startswith(f"{part}-") for word in written)
+    ]
     made = tools(
         {
             "theme": "\n".join(style_sheet(p, site) for p in sheets if p.name not in ours),
             "own": "\n".join([*(style_sheet(p, site) for p in sheets if p.name in ours), *styles]),
             "words": sorted(words),
+            "unused": unused,
             "script": re.sub(r"//# sourceMappingURL=\S+", "", script),
         }
     )
