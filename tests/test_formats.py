@@ -1,4 +1,7 @@
-"""The whole book as PDF and EPUB: complete, linked, bookmarked, as the standards want it."""
+"""The whole book as PDF and EPUB: complete, linked, bookmarked, as the standards want it.
+
+And each chapter as a notebook, as it is read where nobody knows MyST.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+import nbformat
 import pytest
 import whole_book
 from bs4 import BeautifulSoup
 from checkout import ROOT, missing
+from markdown_it import MarkdownIt
 from pypdf import PdfReader
 from pypdf.generic import Destination
 
@@ -36,6 +42,12 @@ def site(build: Path) -> Path:
 @pytest.fixture(scope="module")
 def pdf(site: Path) -> PdfReader:
     return PdfReader(site / f"{whole_book.STEM}.pdf")
+
+
+@pytest.fixture(scope="module")
+def sheets(pdf: PdfReader) -> list[str]:
+    """The text of each page of the PDF."""
+    return [page.extract_text() for page in pdf.pages]
 
 
 @pytest.fixture(scope="module")
@@ -121,18 +133,49 @@ def test_the_pdf_is_tagged_for_screen_readers_and_says_what_it_is(pdf):
     assert pdf.metadata.title == whole_book.Imprint.read().title
 
 
-def test_no_page_of_the_pdf_is_empty_and_drawings_have_text_that_can_be_searched(pdf):
-    pages = [page.extract_text() for page in pdf.pages]
-    assert [n for n, text in enumerate(pages, 1) if len(text.split()) < 2] == []
-    text = squeezed("".join(pages))
+def test_every_piece_of_the_pdf_that_is_tagged_belongs_to_one_element_of_its_page(pdf):
+    marked = []  # the page and the number of each piece, as the tree of tags tells them
+    waiting = [(pdf.trailer["/Root"]["/StructTreeRoot"], None)]
+    while waiting:
+        element, page = waiting.pop()
+        page = element.raw_get("/Pg").idnum if "/Pg" in element else page
+        inside = element.get("/K", [])
+        for kid in inside if isinstance(inside, list) else [inside]:
+            child = kid.get_object()
+            if isinstance(child, int):
+                marked.append((page, child))
+            elif child.get("/Type") == "/MCR":
+                place = child.raw_get("/Stm" if "/Stm" in child else "/Pg")
+                marked.append((place.idnum, child["/MCID"]))
+            elif "/S" in child:
+                waiting.append((child, page))
+    assert len(marked) == len(set(marked))
+    shown = [
+        (page.indirect_reference.idnum, int(number))
+        for page in pdf.pages
+        for number in re.findall(rb"/MCID (\d+)", page.get_contents().get_data())
+    ]
+    assert set(shown) - set(marked) == set()
+
+
+def test_the_running_head_names_the_chapter_and_no_part_says_its_messages_twice(sheets, titles):
+    words = [squeezed(text) for text in sheets]
+    for title in titles:
+        assert sum(squeezed(title) in text for text in words) >= 2, title
+    assert not any(squeezed("The messages of the pictures") in text for text in words)
+
+
+def test_no_page_of_the_pdf_is_empty_and_drawings_have_text_that_can_be_searched(sheets):
+    assert [n for n, text in enumerate(sheets, 1) if len(text.split()) < 2] == []
+    text = squeezed("".join(sheets))
     assert "execute_request" in text
     assert "Thedrawingisnotshown" not in text
 
 
-def test_neither_book_has_the_meanings_of_terms_in_the_middle_of_sentences(site, pdf, epub):
+def test_neither_book_has_the_meanings_of_terms_in_the_middle_of_sentences(site, sheets, epub):
     page = BeautifulSoup((site / "book/meet/keystroke.html").read_text("utf-8"), "html.parser")
     meaning = squeezed(page.select_one("article .term-tip").get_text())
-    written = squeezed("".join(page.extract_text() for page in pdf.pages))
+    written = squeezed("".join(sheets))
     assert written.count(meaning) == 1, "it stands in the glossary, and nowhere else"
     assert not any(b"term-tip" in epub.read(name) for name in epub.namelist())
 
@@ -175,8 +218,11 @@ def test_epubcheck_has_no_complaint(site, epub):
 
 def test_every_chapter_is_in_the_epub_and_in_its_contents(epub, titles):
     listing = documents(epub)["book/nav.xhtml"]
-    links = ["".join(link.itertext()) for link in listing.iter(f"{XHTML}a")]
-    assert [squeezed(link) for link in links] == [squeezed(title) for title in titles]
+    contents = next(listing.iter(f"{XHTML}nav"))
+    links = [("".join(link.itertext()), link.get("href")) for link in contents.iter(f"{XHTML}a")]
+    chapters = [squeezed(words) for words, address in links if "#" not in address]
+    assert chapters == [squeezed(title) for title in titles]
+    assert len(links) > 2 * len(titles), "sections are listed, too"
 
 
 def test_every_link_inside_the_epub_leads_to_something_that_is_there(epub):
@@ -215,6 +261,71 @@ def test_every_drawing_of_the_site_is_in_the_epub_and_carries_its_own_colours(si
         assert "var(" not in ElementTree.tostring(svg, encoding="unicode")
         strokes = {line.get("stroke") for line in svg.iter() if line.get("stroke")}
         assert strokes - {"none"}, svg.get("aria-label")
+
+
+def test_a_tall_drawing_comes_in_bands_that_show_all_of_it_and_end_between_messages(site, epub):
+    tall = 0
+    for name, page in documents(epub).items():
+        for box in page.iter(f"{XHTML}div"):
+            if box.get("class") != "uh-bands":
+                continue
+            tall += 1
+            places = [tuple(map(float, s.get("viewBox").split())) for s in box.iter(f"{SVG}svg")]
+            for above, below in pairwise(places):
+                assert below[1] == above[1] + above[3], f"{name}: a band is missing"
+            edges = [top for _, top, _, _ in places[1:]]
+            for text in box.iter(f"{SVG}text"):
+                baseline = float(text.get("y"))
+                torn = [edge for edge in edges if edge - 2 < baseline < edge + 6]
+                assert not torn, (name, "".join(text.itertext()), torn)
+    assert tall > 0
+
+
+def test_the_messages_of_a_drawing_are_a_table_at_the_end_of_the_chapter(epub):
+    page = BeautifulSoup(epub.read("book/meet-keystroke.xhtml"), "html.parser")
+    ways = page.select("figure.underhood .uh-way a")
+    assert ways
+    for way in ways:
+        heading = page.find(id=str(way["href"]).removeprefix("#"))
+        assert heading.find_next("table").select("tr")
+        assert page.find(id=str(heading.a["href"]).removeprefix("#")).name == "figure"
+    assert not page.select("figure.underhood:has(svg) table")
+
+
+def test_every_picture_of_the_epub_has_words_that_stand_for_it(epub):
+    for name in epub.namelist():
+        if not name.endswith(".xhtml"):
+            continue
+        page = BeautifulSoup(epub.read(name), "html.parser")
+        for image in page.select("img"):
+            assert image.get("alt"), (name, image)
+        for svg in page.select("svg"):
+            assert svg.get("aria-label") or svg.get("aria-hidden") == "true", name
+
+
+# ---- notebooks
+
+
+def test_a_notebook_shows_no_markup_where_only_markdown_is_known(build):
+    """VS Code renders Markdown with markdown-it, of which this is the port; Colab with the like."""
+    markdown = MarkdownIt("commonmark", {"html": True}).enable("table")
+    places = sorted((build / "html/_sources").rglob("*.ipynb"))
+    assert places
+    for place in places:
+        notebook = nbformat.read(place, as_version=4)
+        nbformat.validate(notebook)
+        for cell in notebook.cells:
+            if cell.cell_type != "markdown":
+                continue
+            shown = BeautifulSoup(markdown.render(cell.source), "html.parser")
+            for link in shown.select("a[href]"):
+                assert re.match(r"https?://", link["href"]), (place.name, link)
+            for box in shown.select("div, p, span, blockquote"):
+                assert box.get_text(strip=True), (place.name, box)
+            for code in shown.select("pre, code"):
+                code.extract()
+            raw = re.search(r"\*\*|\{[\w:-]+\}|:::|\]\(|`|^\(.*\)=", shown.get_text(), re.MULTILINE)
+            assert raw is None, (place.name, cell.source)
 
 
 # ---- offered, and made only when needed

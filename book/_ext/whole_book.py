@@ -16,13 +16,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import logging
 import re
 import sys
 import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -35,6 +36,7 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
+    from pypdf import PdfWriter
     from sphinx.application import Sphinx
 
 HERE: Final = Path(__file__).parent
@@ -44,22 +46,33 @@ STYLE: Final = HERE / "whole_book.css"
 
 #: What the files are called, in the folder of the site.
 STEM: Final = "jupyter-under-the-hood"
-MARGIN_MM: Final = 18
+#: Drawings are at most 668 pixels wide, and so need not be made smaller.
+MARGIN_MM: Final = 16
 #: What only paper needs.
 PAPER: Final = f"""
-@page {{ size: A4; margin: {MARGIN_MM}mm; }}
+@page {{ size: A4; margin: 18mm {MARGIN_MM}mm; }}
 @page {{ @bottom-center {{ content: counter(page); font: 9pt sans-serif; }} }}
 @page :first {{ @bottom-center {{ content: none; }} }}
+html {{ font-size: 10pt; color: #1d2027; }}
+figure.underhood {{ padding: 0; background: none; }}
 .chapter, .part-page, nav.contents {{ break-before: page; }}
-.part-page h1 {{ padding-top: 30vh; text-align: center; }}
+.part-page h1 {{ padding-top: 25vh; text-align: center; }}
+.part-page ol {{ margin: 2em 0 0 28%; }}
 /* Below its part's, a chapter's headings are one level down. */
 .chapter h2.h1 {{ margin: 0 0 1em; font-size: 2em; }}
 .chapter h3.h2 {{ margin: 1.8em 0 0.6em; font-size: 1.4em; }}
 .chapter h4.h3 {{ margin: 1.4em 0 0.5em; font-size: 1.15em; }}
+pre {{ font-size: 0.82em; line-height: 1.4; }}
 pre, .admonition {{ box-decoration-break: clone; }}
-div.cell_input {{ break-inside: avoid; }}
-figure.underhood svg {{ max-height: 240mm; }}
-nav.contents li a {{ display: block; margin-right: 3em; }}
+/* A drawing says what its table says, and on paper no link opens. */
+.uh-tables, .uh-way {{ display: none; }}
+/* The heads of a drawing come again on the next page. */
+.uh-bands {{ display: table; width: 100%; table-layout: fixed; border-spacing: 0; }}
+.uh-heads {{ display: table-header-group; break-inside: avoid; }}
+.uh-band {{ display: table-row; break-inside: avoid; }}
+figure.underhood .uh-stage > svg {{ max-height: 240mm; }}
+nav.contents li {{ border-bottom: 1px dotted #b9b5a8; }}
+nav.contents li a {{ display: block; margin-right: 3em; background: #fff; }}
 """
 
 
@@ -72,6 +85,7 @@ class Chapter:
     title: str
     body: str
     images: tuple[tuple[str, str], ...]
+    cover: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +141,7 @@ async def chapters(site: Path, page: Page, imprint: Imprint) -> list[Chapter]:
         await page.evaluate("document.documentElement.dataset.theme = 'light'")
         made = await page.evaluate(script, {**task, "slug": slug(name)})
         images = tuple((path, file) for path, file in made["images"])
-        found.append(Chapter(part, slug(name), made["title"], made["body"], images))
+        found.append(Chapter(part, slug(name), made["title"], made["body"], images, made["cover"]))
     return list(mended(found))
 
 
@@ -145,7 +159,7 @@ def mended(chapters: list[Chapter]) -> Iterator[Chapter]:
 
     for chapter in chapters:
         body = re.sub(r'href="#([^"]+)"', goal, chapter.body)
-        yield Chapter(chapter.part, chapter.slug, chapter.title, body, chapter.images)
+        yield replace(chapter, body=body)
 
 
 def style() -> str:
@@ -165,13 +179,15 @@ def document(title: str, head: str, body: str) -> str:
     )
 
 
-def title_page(imprint: Imprint) -> str:
-    """Return the first page."""
+def title_page(imprint: Imprint, picture: str = "", heading: str = "h1") -> str:
+    """Return the first page, with a picture of this build's traffic."""
     name, _, rest = imprint.title.partition(": ")
     today = datetime.now(UTC)
     return (
-        f'<section class="title-page" id="title-page"><h1>{escape(name)}<br/>{escape(rest)}</h1>'
-        f"<p>{escape(imprint.description)}</p>"
+        f'<section class="title-page" id="title-page">'
+        f'<{heading} class="h1">{escape(name)} <br/>{escape(rest)}</{heading}>'
+        f'<p class="says">{escape(imprint.description)}</p>'
+        f'<div class="cover">{picture}</div>'
         f'<p class="imprint">{escape(imprint.author)}<br/>Built on {today.day} {today:%B %Y}<br/>'
         f'<a href="{imprint.address}">{escape(imprint.address)}</a><br/>'
         "Text and pictures: CC BY 4.0. Code: BSD-3-Clause.</p></section>"
@@ -192,21 +208,29 @@ def lowered(body: str) -> str:
 
 def long_document(chapters: list[Chapter], imprint: Imprint) -> str:
     """Return the whole book as one document."""
-    entries, parts = [], []
-    for chapter in chapters:
+    entries, parts, heads = [], [], []
+    for number, chapter in enumerate(chapters):
+        entry = f'<li><a href="#{chapter.slug}">{escape(chapter.title)}</a></li>'
         if chapter.part:
             name = f"part-{slug(chapter.part.lower())}"
             entries.append(f'<li class="part"><a href="#{name}">{escape(chapter.part)}</a></li>')
             parts.append(
                 f'<section class="part-page" id="{name}"><h1>{escape(chapter.part)}</h1></section>'
             )
-        entries.append(f'<li><a href="#{chapter.slug}">{escape(chapter.title)}</a></li>')
+        entries.append(entry)
         parts.append(lowered(chapter.body))
+        words = chapter.title.replace("\\", "").replace('"', '\\"')
+        heads.append(
+            f"#{chapter.slug}{{page:chapter-{number}}}@page chapter-{number}"
+            f'{{@top-left{{content:"{words}";font:8.5pt sans-serif;color:#575b66}}}}'
+        )
     listing = (
         f'<nav class="contents" id="contents"><h1>Contents</h1><ol>{"".join(entries)}</ol></nav>'
     )
-    head = f"<style>{escape(style() + PAPER, quote=False)}</style>"
-    return document(imprint.title, head, "\n".join([title_page(imprint), listing, *parts]))
+    look = "\n".join([style(), PAPER, *heads])
+    first = title_page(imprint, next((c.cover for c in chapters if c.cover), ""), heading="p")
+    head = f"<style>{escape(look, quote=False)}</style>"
+    return document(imprint.title, head, "\n".join([first, listing, *parts]))
 
 
 async def printed(page: Page, path: Path) -> bytes:
@@ -217,10 +241,66 @@ async def printed(page: Page, path: Path) -> bytes:
     )
 
 
+def prune(writer: PdfWriter) -> None:
+    """Take out of the tags what says nothing: an element of its own for each run of text.
+
+    Chromium tags each as ``NonStruct``, which ISO 32000-1, 14.8.4.2 calls of no significance, and
+    they are two thirds of the file. Their content goes into the element around them.
+    """
+    from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NumberObject
+
+    def inside(element: Any) -> list[Any]:
+        found = element.get("/K", [])
+        return list(found) if isinstance(found, list) else [found]
+
+    root = writer.root_object["/StructTreeRoot"]
+    parents: dict[int, Any] = {}  # of the elements that go, by their numbers
+    waiting = inside(root)
+    while waiting:
+        reference = waiting.pop()
+        element = reference.get_object()
+        kept: list[Any] = []
+        for kid in inside(element):
+            child = kid.get_object()
+            if not isinstance(child, DictionaryObject) or "/S" not in child:
+                kept.append(kid)
+                continue
+            content = inside(child)
+            marks = all(isinstance(one, NumberObject) for one in content)
+            if child["/S"] != "/NonStruct" or not marks or "/Pg" not in child:
+                kept.append(kid)
+                waiting.append(kid)
+                continue
+            parents[kid.idnum] = reference
+            page = child.raw_get("/Pg")
+            if "/Pg" not in element:
+                element[NameObject("/Pg")] = page
+            if element.raw_get("/Pg") == page:
+                kept += content
+                continue
+            for mark in content:
+                entry = {"/Type": NameObject("/MCR"), "/Pg": page, "/MCID": mark}
+                kept.append(DictionaryObject({NameObject(k): v for k, v in entry.items()}))
+        element[NameObject("/K")] = ArrayObject(kept)
+    # What leads from a page's content to its elements.
+    waiting = [root["/ParentTree"]]
+    while waiting:
+        node = waiting.pop().get_object()
+        waiting += node.get("/Kids", [])
+        for entry in node.get("/Nums", [])[1::2]:
+            owners = entry.get_object()
+            if isinstance(owners, ArrayObject):
+                for place, owner in enumerate(owners):
+                    if getattr(owner, "idnum", None) in parents:
+                        owners[place] = parents[owner.idnum]
+    writer.compress_identical_objects(remove_duplicates=False, remove_unreferenced=True)
+
+
 async def finished_pdf(page: Page, data: bytes, imprint: Imprint, folder: Path) -> bytes:
     """Add page numbers to the contents, and what the file is."""
     from pypdf import PdfReader, PdfWriter
 
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # Chromium counts objects its own way
     reader = PdfReader(io.BytesIO(data))
     goals = {
         name: (reader.get_destination_page_number(goal) or 0) + 1
@@ -233,21 +313,27 @@ async def finished_pdf(page: Page, data: bytes, imprint: Imprint, folder: Path) 
         links = [note.get_object() for note in reader.pages[sheet].get("/Annots") or []]
         height = float(reader.pages[sheet].mediabox.height)
         found = [
-            (height - float(link["/Rect"][3]), goals[str(link["/Dest"])])
+            (height - float(link["/Rect"][3]), link["/Rect"], goals[str(link["/Dest"])])
             for link in links
             if str(link.get("/Dest")) in goals
         ]
-        last = min([last, *(number for _, number in found)])
+        last = min([last, *(number for *_, number in found)])
         numbers = folder / "numbers.xhtml"
-        rows = "".join(f'<p style="top:{top:.1f}pt">{number}</p>' for top, number in found)
+        rows = "".join(
+            f'<p style="top:{top:.1f}pt;line-height:{float(box[3]) - float(box[1]):.1f}pt">'
+            f"{number}</p>"
+            for top, box, number in found
+        )
         look = (
             f"@page{{size:A4;margin:0}}p{{position:absolute;right:{MARGIN_MM}mm;margin:0;"
-            "font:10.5pt Charter,'Bitstream Charter',Cambria,'Noto Serif',Georgia,serif}"
+            "background:#fff;padding-left:4pt;font-size:10pt;"
+            "font-family:Charter,'Bitstream Charter',Cambria,'Noto Serif',Georgia,serif}"
         )
         numbers.write_text(document("", f"<style>{look}</style>", rows), encoding="utf-8")
         stamp = PdfReader(io.BytesIO(await printed(page, numbers)))
         writer.pages[sheet].merge_page(stamp.pages[0])
         sheet += 1
+    prune(writer)
     writer.add_metadata(
         {"/Title": imprint.title, "/Author": imprint.author, "/Subject": imprint.description}
     )
@@ -286,17 +372,34 @@ def apart(chapter: Chapter) -> str:
     return re.sub(r'href="#([^"]+?)(--[^"]+)?"', address, chapter.body)
 
 
+def listed(chapter: Chapter) -> str:
+    """Return a chapter's entry in the contents of the EPUB, with its sections below it.
+
+    Devices show them all in their menu; in the page of contents, ``hidden`` keeps the list short.
+    """
+    heading = (
+        r'<section\b[^>]*?\bid="([^"]+)"[^>]*>(?:\s|<span[^>]*?/>|<span[^>]*></span>)*<h2[^>]*>'
+    )
+    entries = "".join(
+        f'<li><a href="{chapter.slug}.xhtml#{name}">{re.sub("<[^>]+>", "", words).strip()}</a></li>'
+        for name, words in re.findall(f"{heading}(.*?)</h2>", chapter.body, re.DOTALL)
+    )
+    below = f'<ol hidden="hidden">{entries}</ol>' if entries else ""
+    return f'<li><a href="{chapter.slug}.xhtml">{escape(chapter.title)}</a>{below}</li>'
+
+
 def epub(chapters: list[Chapter], imprint: Imprint, site: Path, cover: bytes) -> bytes:
     """Return the book as an EPUB 3."""
     link = '<link rel="stylesheet" type="text/css" href="style.css"/>'
     files: dict[str, bytes | str] = {"style.css": style(), "cover.png": cover}
-    files["title.xhtml"] = document(imprint.title, link, title_page(imprint))
+    picture = next((chapter.cover for chapter in chapters if chapter.cover), "")
+    files["title.xhtml"] = document(imprint.title, link, title_page(imprint, picture))
     first = ""
     parts: list[str] = []
     for chapter in chapters:
         files[f"{chapter.slug}.xhtml"] = document(chapter.title, link, apart(chapter))
         files |= {f"images/{file}": (site / path).read_bytes() for path, file in chapter.images}
-        entry = f'<li><a href="{chapter.slug}.xhtml">{escape(chapter.title)}</a></li>'
+        entry = listed(chapter)
         if chapter.part:
             name = f"<span>{escape(chapter.part)}</span>"
             parts.append(f"{'</ol></li>' if parts else ''}<li>{name}<ol>{entry}")
@@ -305,8 +408,18 @@ def epub(chapters: list[Chapter], imprint: Imprint, site: Path, cover: bytes) ->
         else:
             first += entry
     listing = f"<ol>{first}{''.join(parts)}{'</ol></li>' if parts else ''}</ol>"
+    marks = [("titlepage", "title", "Title page"), ("toc", "nav", "Contents")]
+    if chapters:
+        marks.append(("bodymatter", chapters[0].slug, "Beginning"))
+    landmarks = "".join(
+        f'<li><a epub:type="{kind}" href="{name}.xhtml">{words}</a></li>'
+        for kind, name, words in marks
+    )
     files["nav.xhtml"] = document(
-        "Contents", link, f'<nav epub:type="toc" id="toc"><h1>Contents</h1>{listing}</nav>'
+        "Contents",
+        link,
+        f'<nav epub:type="toc" id="toc" class="contents"><h1>Contents</h1>{listing}</nav>'
+        f'<nav epub:type="landmarks" hidden="hidden"><ol>{landmarks}</ol></nav>',
     )
     manifest, spine = [], []
     for n, (name, data) in enumerate(files.items()):
@@ -398,8 +511,9 @@ async def make(site: Path) -> None:
             await page.emulate_media(media="screen")
             await page.set_viewport_size({"width": 600, "height": 800})
             front = folder / "title.xhtml"
+            art = next((chapter.cover for chapter in found if chapter.cover), "")
             head = f"<style>{escape(style(), quote=False)} html{{font-size:16px}}</style>"
-            front.write_text(document("", head, title_page(imprint)), encoding="utf-8")
+            front.write_text(document("", head, title_page(imprint, art)), encoding="utf-8")
             await page.goto(front.as_uri())
             cover = await page.screenshot()
     write_if_changed(site / f"{STEM}.pdf", pdf)
