@@ -27,7 +27,7 @@ FAULTS = {
 }
 #: Properties that elements may set themselves.
 LOOKS = [
-    *("display", "--uh-width", "max-width", "height", "max-height", "overflow"),
+    *("display", "--uh-width", "--uh-height", "max-width", "height", "max-height", "overflow"),
     *("fill", "fill-opacity", "font-family", "font-size", "font-weight", "opacity"),
     *("stroke", "stroke-dasharray", "stroke-dashoffset", "stroke-linecap", "stroke-linejoin"),
     *("stroke-opacity", "stroke-width", "text-anchor"),

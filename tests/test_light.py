@@ -214,6 +214,19 @@ STATES: list[tuple[Callable[[Page], None], str, dict[str, int], str]] = [
 ]
 
 
+# Pictures are laid out, and come to life, when they are near; how high one is, is known only then.
+EVERY_PICTURE_SEEN = """async () => {
+    const seen = figure => figure.dataset.live || !figure.checkVisibility();
+    for (const figure of document.querySelectorAll('figure.underhood')) {
+        figure.scrollIntoView();
+        while (!seen(figure)) await new Promise(requestAnimationFrame);
+    }
+    document.head.append(Object.assign(document.createElement('style'),
+        {textContent: '.underhood .uh-stage { content-visibility: visible !important }'}));
+    scrollTo(0, 0);
+}"""
+
+
 @pytest.mark.parametrize(
     ("state", "theme", "size", "name"),
     STATES,
@@ -232,6 +245,7 @@ def test_a_light_page_looks_as_the_heavy_page_did(
         options = {"viewport": size, "color_scheme": theme, "reduced_motion": "reduce"}
         with opened(browser, f"{host}{name}.html", **options) as page:
             page.add_style_tag(content=NO_ICONS)
+            page.evaluate(EVERY_PICTURE_SEEN)
             state(page)
             page.wait_for_timeout(300)
             shot = page.screenshot(full_page=state in (plain, printed), caret="hide")

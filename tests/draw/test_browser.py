@@ -173,7 +173,7 @@ def test_pictures_on_one_page_keep_out_of_each_others_way(open_page: Open) -> No
 def test_two_programs_that_give_out_the_same_address_are_told_apart(open_page: Open) -> None:
     html = relayed("twice").sequence_diagram().html
     page = open_page(html, html)
-    ids = page.locator("[id]").evaluate_all("all => all.map(e => e.id)")
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(set(ids)) == len(ids)
     second = page.locator("figure").nth(1)
     second.locator("[data-message]").first.locator(".u-hit").click()

@@ -57,14 +57,6 @@ const enliven = (figure) => {
   const list = all(figure, '.uh-message');
   if (!list.length && !drawing) return;
 
-  // Two programs may have given out the same address.
-  for (let n = 2, own = figure.id; document.getElementById(figure.id) !== figure; n++) {
-    const next = `${own}-again-${n}`;
-    for (const inside of all(figure, `[id^="${figure.id}-m"]`)) inside.id = inside.id.replace(figure.id, next);
-    for (const link of all(figure, `svg a[*|href^="#${figure.id}-m"]`)) link.setAttribute('xlink:href', target(link).replace(figure.id, next));
-    figure.id = next;
-  }
-
   const arrows = all(figure, 'svg [data-message]');
   const order = list.length ? list.map((entry) => entry.dataset.number) : arrows.map((arrow) => arrow.dataset.message);
   const entries = new Map(list.map((entry) => [entry.dataset.number, entry]));
@@ -308,6 +300,8 @@ const enliven = (figure) => {
     let waiting = false;
     const place = () => {
       waiting = false;
+      const {top: above, bottom: below} = drawing.parentElement.getBoundingClientRect();
+      if (below < 0 || above > innerHeight) return;
       const box = drawing.getBoundingClientRect();
       const top = parseFloat(getComputedStyle(document.documentElement).scrollPaddingTop) || 0;
       const scale = box.height / drawing.viewBox.baseVal.height || 1;
@@ -331,6 +325,16 @@ const enliven = (figure) => {
   if (isPage) follow();
 };
 
+// Two programs may have given out the same address.
+const tellApart = (figure) => {
+  for (let n = 2, own = figure.id; document.getElementById(figure.id) !== figure; n++) {
+    const next = `${own}-again-${n}`;
+    for (const inside of all(figure, `[id^="${figure.id}-m"]`)) inside.id = inside.id.replace(figure.id, next);
+    for (const link of all(figure, `svg a[*|href^="#${figure.id}-m"]`)) link.setAttribute('xlink:href', target(link).replace(figure.id, next));
+    figure.id = next;
+  }
+};
+
 // Near the screen, and one at a time: a page with many must not keep its reader waiting.
 const waiting = [];
 const next = () => {
@@ -346,7 +350,10 @@ const near = new IntersectionObserver((seen) => {
   }
 }, {rootMargin: '100%'});
 const pictures = all(document, 'figure.underhood:not([data-live])');
-for (const figure of pictures) near.observe(figure);
+for (const figure of pictures) {
+  tellApart(figure);
+  near.observe(figure);
+}
 
 // What is asked for by its address cannot wait until it is near.
 const asked = () => {

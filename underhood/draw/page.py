@@ -153,7 +153,9 @@ class Picture:
         )
         # What scrolls must be within reach of the keyboard, if only to scroll.
         stops = "" if "data-message" in drawn else f' {_SCROLLS} aria-label="Drawing"'
-        width = f' style="--uh-width:{self._scene.width:g}"' if self._scene is not None else ""
+        size = ""
+        if self._scene is not None:
+            size = f' style="--uh-width:{self._scene.width:g};--uh-height:{self._scene.height:g}"'
         parts = [
             f'<figure class="underhood"{attributes}>',
             f'<figcaption class="uh-top"><p class="uh-title">{escape(self.title)}</p></figcaption>',
@@ -162,7 +164,7 @@ class Picture:
         if drawn:
             parts += [
                 self._key() if not stops else "",
-                f'<div class="uh-body"><div class="uh-stage" {_UNSTYLED}{stops}{width}>',
+                f'<div class="uh-body"><div class="uh-stage" {_UNSTYLED}{stops}{size}>',
                 f"{drawn}</div></div>",
                 '<p class="uh-plain">The drawing is not shown, because its style sheet was taken '
                 "out; where you trust this notebook, it stays. Here are the messages.</p>",
@@ -257,8 +259,8 @@ def contents(message: Message) -> Iterator[tuple[str, str]]:
         for span in message.span.children:
             if span.key in ("http.request_line", "http.response_line"):
                 yield "start line", _text(message.data[: span.length])
-        headers = getattr(message, "headers", {})
-        yield "headers", "\n".join(f"{name}: {value}" for name, value in headers.items())
+        # One line for each field: several may have the same name, such as Set-Cookie.
+        yield "headers", "\n".join(f"{name}: {value}" for name, value in message.headers.fields)
         body = bytes(getattr(message, "body", b""))
         if body:
             yield "body", _text(body) if _is_text(body) else octets(len(body))
