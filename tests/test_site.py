@@ -334,7 +334,9 @@ def test_the_notebook_of_a_page_is_valid_executed_and_free_of_myst(build, page):
     notebook = nbformat.read(place, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in code if cell.source.strip())
+    # A cell that writes a module of the chapter is for whoever has this one file only.
+    run = [cell for cell in code if not cell.source.startswith("%%writefile")]
+    assert all(cell.execution_count for cell in run if cell.source.strip())
     pictures = [o for c in code for o in c.outputs if "data-underhood" in str(o.get("data"))]
     drawn = html(build, page).select("[data-underhood]")
     assert len(pictures) == len(drawn)
