@@ -184,7 +184,8 @@ class Picture:
         # JupyterLab rewrites the ``href`` of every link that it shows, and fails at those of an
         # SVG, which cannot be assigned to (``handleAnchor`` in its rendermime package, 4.6). It
         # does not look at the older ``xlink:href``, which browsers follow in the same way.
-        drawn = re.sub(r'(<a [^>]*?)href="', r'\1xlink:href="', self.svg)
+        # Who looks for links by ``href`` is told by the role that it is one.
+        drawn = re.sub(r'<a ([^>]*?)href="', r'<a role="link" \1xlink:href="', self.svg)
         # A picture comes to life when it is near, but is in reach of the Tab key before; not
         # every program that looks for what can be reached finds links in an SVG.
         drawn = drawn.replace("<a ", '<a tabindex="0" ', 1)
