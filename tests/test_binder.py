@@ -329,18 +329,10 @@ def test_the_page_on_setting_up_states_the_sizes_that_were_installed(place):
 
 # ---- a chapter that was downloaded, alone
 
-#: Words of MyST, which a front end that does not know it would show as they are.
-MYST = re.compile(
-    r"^\s*(?:`{3,}|:{3,})\s*\{.*|\{(?:glue|doc|ref|term|cite|download)[\w:]*\}`.*", re.M
-)
-
 
 @pytest.mark.parametrize("page", EXECUTED)
-def test_a_downloaded_notebook_is_valid_and_shows_its_pictures_in_nbconverts_page(build, page):
+def test_a_downloaded_notebook_shows_its_pictures_in_nbconverts_page(build, page):
     notebook = nbformat.read(build / f"html/_sources/{page}.ipynb", as_version=4)
-    nbformat.validate(notebook)
-    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    assert MYST.findall(prose) == []
     text, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
     soup = BeautifulSoup(text, "html.parser")
     drawn = BeautifulSoup((build / f"html/{page}.html").read_text("utf-8"), "html.parser")
